@@ -207,6 +207,7 @@ class Fetching:
             error = Unforeseen(f"internal error while fetching: {type(exc).__name__}")
             for obj, flight, space, fetched in landed:
                 fetched.stored.close()
+                self._landing.forget(obj)
                 self._conclude(obj, flight, space, 0, error)
             return
         taken: dict[Space, int] = {}

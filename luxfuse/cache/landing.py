@@ -148,6 +148,13 @@ class Landing:
             if each.fetched.stored.file is not None:
                 each.flight.fd = each.fetched.stored.file.take()
 
+    @staticmethod
+    def forget(obj: CachedObject) -> None:
+        """Undo `land_new`, which failed, for one of the objects: nobody counts its bytes."""
+        obj.forget_pages()
+        obj.record.allocated_bytes = 0
+        obj.unsaved = True  # the index may have it
+
 
 def _not_stored(space: Space, error: OSError, obj: CachedObject) -> None:
     """What was fetched could not be written: its reader has it, and the next one fetches it again."""

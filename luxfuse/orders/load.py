@@ -18,7 +18,6 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
 from functools import partial
 
 import trio
@@ -33,6 +32,7 @@ from luxfuse.core.units import format_count, format_size
 from luxfuse.errors import LuxError, NotFound, StoreUnavailable, VersionChanged
 from luxfuse.index.entries import Entry
 from luxfuse.index.object_records import ObjectRecord
+from luxfuse.orders.load_files import File, Together
 from luxfuse.orders.load_progress import LoadProgress, State, Tally
 from luxfuse.orders.walk import Part, Walk
 from luxfuse.orders.window import Window
@@ -51,28 +51,11 @@ PARTS_AHEAD = 100_000
 AGAIN_BOUND = 10_000
 """Files that changed in the store since they were listed: so many are looked up once more."""
 EXPECT_FROM = 8
-TOGETHER_BYTES = 2 << 20
-"""So many bytes of small files, or some more, are fetched in one turn of a thread: as many as a large request has."""
 LARGE_PAGES = 64
 """Files of so many pages come in large requests where the line is fast (`core.large_runs`), as each costs a millisecond of
 Python; smaller ones in smaller ones, as several at once bring a file sooner."""
 GIVE_UP_AFTER = 32
 """So many files in a row that got no answer from the store, or no room, end a load."""
-
-
-@dataclass(slots=True)
-class _File:
-    """A file whose pages are being fetched."""
-
-    directory: int
-    path: str
-    entry: Entry
-    obj: CachedObject
-    missing_bytes: int
-    again: bool
-    flights: int = 1
-    """Requests on their way, and one as long as not all have been made."""
-    error: Exception | None = None
 
 
 class Load:
@@ -99,10 +82,7 @@ class Load:
         self._planned_bytes = 0
         self._most_bytes: int | None = None
         self._under_way = 0
-        self._together: list[_File] = []
-        self._together_bytes = 0
-        self._at_once = 1
-        """So many small files are fetched in one turn of a thread."""
+        self._together = Together()
         self._landed = trio.Event()
         self._unlucky = 0
         self._why: str | None = None
@@ -193,7 +173,7 @@ class Load:
             self._why = "unexpected error in the daemon; see its log"
             self._fail("", self._why)
         finally:
-            for file in self._together:
+            for file in self._together.take():
                 self._one_less(file)
             if self.state == "running":
                 self.state = "done"
@@ -219,8 +199,8 @@ class Load:
         self._scope.cancel()
 
     async def _wait_for_all(self) -> None:
-        if self._together:
-            await self._fetch_together()
+        if files := self._together.take():
+            await self._fetch_together(files)
         while self._under_way:
             self._landed = trio.Event()
             await self._landed.wait()
@@ -230,7 +210,7 @@ class Load:
         if len(files) >= EXPECT_FROM:
             await self._cache.expect((path, entry.version) for path, entry in files)
         self._most_bytes = self._cache.hierarchy.most_bytes
-        self._at_once = self._window.together
+        self._together.at_once = self._window.together
         for path, entry in files:
             await self._take(part.directory, path, entry)
 
@@ -266,30 +246,27 @@ class Load:
             self._cache.release(obj)
             self._tally.present.add(size)
             return
-        file = _File(directory, path, entry, obj, size - obj.cached_bytes, again)
+        file = File(directory, path, entry, obj, size - obj.cached_bytes, again)
         self._under_way += 1
         if obj.pages.total <= RUN_PAGES and not obj.pages.count and not obj.flights:
-            self._together.append(file)
-            self._together_bytes += size
-            if len(self._together) >= self._at_once or self._together_bytes >= TOGETHER_BYTES:
-                await self._fetch_together()
+            if files := self._together.put_by(file):
+                await self._fetch_together(files)
             return
         try:
             await self._fetch(file)
         finally:
             self._one_less(file)
 
-    async def _fetch_together(self) -> None:
-        """Begin to fetch the small files that were put by."""
-        files, self._together, self._together_bytes = self._together, [], 0
-        small: dict[bytes, _File] = {}
-        others: list[_File] = []
+    async def _fetch_together(self, files: list[File]) -> None:
+        """Begin to fetch small files."""
+        small: dict[bytes, File] = {}
+        others: list[File] = []
         left, recent = files, self._cache.recent
         try:
             for file in files:
                 await self._cache.turn(file.obj, file.obj.size)
-            await self._window.room()
-            self._at_once = self._window.together
+            await self._window.room(sum(file.obj.size for file in files))
+            self._together.at_once = self._window.together
             for file in files:
                 obj = file.obj
                 if obj.pages.count or obj.flights or obj.oid in small:  # somebody has opened it since, or it came twice
@@ -303,55 +280,65 @@ class Load:
                 left = others  # with its flight each of the small ones ends
                 for file, flight in zip(small.values(), flights, strict=True):
                     self._window.began(flight)
-                    flight.on_end = partial(self._flight_ended, file, flight, False)
+                    flight.on_end = partial(self._flight_ended, file, flight)
             for file in others:
                 await self._fetch(file)
         finally:
             for file in left:
                 self._one_less(file)
 
-    def _note_flight(self, file: _File, flight: Flight, *, part: bool) -> None:
+    def _note_flight(self, file: File, flight: Flight) -> None:
         file.flights += 1
-        self._window.began(flight, part=part)
-        flight.on_end = partial(self._flight_ended, file, flight, part)
+        file.waited_for.add(flight)
+        self._window.began(flight)
+        flight.on_end = partial(self._flight_ended, file, flight)
 
-    async def _fetch(self, file: _File) -> None:
-        obj, window = file.obj, self._window
-        for other in set(obj.flights.values()):
+    def _wait_for_others(self, file: File) -> None:
+        """Have the file wait for what others have on their way for it: they begin while it waits for its turns, too."""
+        for other in set(file.obj.flights.values()) - file.waited_for:
             assert self._nursery is not None
             file.flights += 1
+            file.waited_for.add(other)
             self._nursery.start_soon(self._await_other, file, other)
+
+    async def _fetch(self, file: File) -> None:
+        obj, window = file.obj, self._window
         most = math.inf if obj.pages.total >= LARGE_PAGES else RUN_PAGES
         at = 0
-        while (run := self._next_run(obj, at, most)) is not None:
+        while True:
+            self._wait_for_others(file)  # their pages are in no run
+            if (run := self._next_run(obj, at, most)) is None:
+                return
             at = run.stop
             await self._cache.turn(obj, min(obj.size, run.stop * PAGE_BYTES) - run.start * PAGE_BYTES)
-            await window.room_for_part()
+            await window.room(len(run) * PAGE_BYTES)
             if file.error is not None:
                 return
             for page in run:
                 self._cache.recent.discard(obj.oid, page)  # being in memory would do for a reader
             for flight in self._cache.start(obj, run, keep_in_memory=False, run=len(run), later=True, had_turn=True):
-                self._note_flight(file, flight, part=True)
+                self._note_flight(file, flight)
 
     def _next_run(self, obj: CachedObject, at: int, most: float) -> range | None:
         pages = int(min(most, self._window.part_pages))
         missing = missing_runs(range(at, obj.pages.total), lambda page: obj.pages.has(page) or page in obj.flights, pages)
         return next(missing, None)
 
-    async def _await_other(self, file: _File, flight: Flight) -> None:
+    async def _await_other(self, file: File, flight: Flight) -> None:
         try:
             await flight.done.wait()
             file.error = file.error or flight.error
         finally:
+            file.waited_for.discard(flight)
             self._one_less(file)
 
-    def _flight_ended(self, file: _File, flight: Flight, part: bool, _fd: int) -> None:
-        self._window.ended(flight, part=part)
+    def _flight_ended(self, file: File, flight: Flight, _fd: int) -> None:
+        self._window.ended(flight)
         file.error = file.error or flight.error
+        file.waited_for.discard(flight)
         self._one_less(file)
 
-    def _one_less(self, file: _File) -> None:
+    def _one_less(self, file: File) -> None:
         file.flights -= 1
         if file.flights:
             return
@@ -361,7 +348,7 @@ class Load:
         self._settle(file)
         self._cache.release(file.obj)
 
-    def _settle(self, file: _File) -> None:
+    def _settle(self, file: File) -> None:
         """Note how the fetching of a file ended."""
         error = file.error
         if file.obj.whole:

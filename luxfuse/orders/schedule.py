@@ -26,7 +26,8 @@ from luxfuse.core.schedule import Schedule
 from luxfuse.errors import LuxError
 from luxfuse.index.entries import Entry
 from luxfuse.orders.finding import Finder
-from luxfuse.orders.load import EXPECT_FROM, TOGETHER_BYTES
+from luxfuse.orders.load import EXPECT_FROM
+from luxfuse.orders.load_files import TOGETHER_BYTES
 from luxfuse.orders.room_ahead import RoomAhead
 from luxfuse.orders.window import Window
 from luxfuse.types import PAGE_BYTES, Kind

@@ -30,7 +30,7 @@ class Window:
         self._store = store
         self._flights = 0
         self._bytes = 0
-        self._parts = LargeRuns(store.timeout_s)
+        self._runs = LargeRuns(store.timeout_s)
         self._waiting = trio.Event()
         self._waited_for = False
 
@@ -43,48 +43,39 @@ class Window:
         """How many small files to fetch in one turn of a thread."""
         return TOGETHER if self._others_wait or not self._store.fetches_small else AT_ONCE
 
-    @property
-    def _has_room(self) -> bool:
+    def _has_room(self, size_bytes: int) -> bool:
         budget = self._cache.budget
         most = FLIGHTS_BESIDE_OTHERS if self._others_wait else self.together * self._store.width
         if not self._gives_way:
             most = min(most, FLIGHTS_AHEAD)
+        elif not self._runs.has_room(size_bytes):
+            return False
         return self._flights < most and (self._bytes <= budget.limit_bytes // 2 or not self._flights)
 
-    async def room(self) -> None:
-        """Wait until one more request may be made."""
-        while not self._has_room:
-            await self._wait()
-
-    async def room_for_part(self) -> None:
-        """Wait until one more request for a part of a file may be made."""
-        while not self._has_room or not self._parts.has_room:
-            await self._wait()
+    async def room(self, size_bytes: int = 0) -> None:
+        """Wait until a request for so many bytes may be made, or as many of small files together."""
+        while not self._has_room(size_bytes):
+            self._waited_for = True
+            await self._waiting.wait()
 
     @property
     def part_pages(self) -> int:
         """How many pages of a file to ask for at once."""
-        return self._parts.pages
+        return self._runs.pages
 
-    async def _wait(self) -> None:
-        self._waited_for = True
-        await self._waiting.wait()
-
-    def began(self, flight: Flight, *, part: bool = False) -> None:
-        """Count a request; its memory is held from now on. ``part``: of a file."""
+    def began(self, flight: Flight) -> None:
+        """Count a request; its memory is held from now on."""
         self._flights += 1
         self._bytes += flight.length
-        if part:
-            self._parts.began(flight.length)
+        self._runs.began(flight.length)
 
-    def ended(self, flight: Flight, *, part: bool = False) -> None:
+    def ended(self, flight: Flight) -> None:
         """A request is over."""
         self._flights -= 1
         self._bytes -= flight.length
-        if part:
-            now_s = trio.current_time()
-            began_s = now_s if flight.asked_s is None else flight.asked_s
-            self._parts.ended(flight.length, began_s, now_s, failed=flight.error is not None)
+        now_s = trio.current_time()
+        began_s = now_s if flight.asked_s is None else flight.asked_s
+        self._runs.ended(flight.length, began_s, now_s, failed=flight.error is not None)
         if self._waited_for:
             self._waited_for = False
             self._waiting.set()

@@ -19,7 +19,7 @@ from luxfuse.cache.cached import CachedObject, Flight
 from luxfuse.cache.small import Outcome, SmallFlights
 from luxfuse.cache.sweep import Sweeper
 from luxfuse.core.cache_directory import CacheSetting
-from luxfuse.errors import DeadlinePassed, NotFound, StoreRejected, StoreUnavailable, VersionChanged
+from luxfuse.errors import DeadlinePassed, NotFound, StoreRejected, StoreUnavailable, Unforeseen, VersionChanged
 from luxfuse.types import ObjectInfo
 from luxfuse.understore.base import OnDescribed, UnderStore
 from luxfuse.understore.factory import open_driver
@@ -429,6 +429,31 @@ async def test_what_cannot_be_recorded_is_closed(
         assert handed == [-1]
         assert not is_open(m.space.directory.file_of(obj.oid))
         m.cache.release(obj)
+    caplog.clear()
+
+
+@pytest.mark.parametrize("where", ["standings", "index"])
+async def test_what_cannot_be_recorded_is_not_there(
+    tmp_path: Path, where: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    driver = Ready()
+    contents = files_of(driver)
+    async with mounted(tmp_path, driver) as m:
+        objs = [m.cache.acquire(key, driver.objects[key][1], len(data)) for key, data in contents.items()]
+
+        def fail(*_: object) -> None:
+            raise RuntimeError("a mistake")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(*((m.space.standings, "insert_new") if where == "standings" else (m.objects, "save_new")), fail)
+            assert all(isinstance(error, Unforeseen) for error in await fetched(m, objs))
+        assert [obj.cached_bytes for obj in objs] == [0] * len(objs)
+        assert m.space.ledger.used_bytes == m.space.ledger.reserved_bytes == m.objects.count == 0
+        assert await fetched(m, objs) == [None] * len(objs)
+        assert m.space.ledger.used_bytes == m.objects.used_bytes_in(m.space.number) > 0
+        for obj in objs:
+            assert obj.whole
+            m.cache.release(obj)
     caplog.clear()
 
 

@@ -11,14 +11,15 @@ MIB = 1 << 20
 TIMEOUT_S = 30.0
 
 
-def load(pages: int, bytes_s: float, latency_s: float, most: int = 64) -> tuple[float, int, float]:
+def load(
+    pages: int, bytes_s: float, latency_s: float, most: int = 64, timeout_s: float = TIMEOUT_S
+) -> tuple[float, int, float]:
     """Load pages over a line that the requests share; returns the seconds, the requests, and the longest of these."""
-    runs = LargeRuns(TIMEOUT_S)
+    runs = LargeRuns(timeout_s)
     now_s, line_free_s, left, requests, longest_s = 0.0, 0.0, pages, 0, 0.0
     ends: list[tuple[float, float, int]] = []
     while left or ends:
-        while left and runs.has_room and len(ends) < most:
-            size = min(left, runs.pages)
+        while left and len(ends) < most and runs.has_room((size := min(left, runs.pages)) * PAGE_BYTES):
             left -= size
             requests += 1
             runs.began(size * PAGE_BYTES)
@@ -46,6 +47,14 @@ def test_a_fast_line_is_asked_for_large_parts_soon(mb_s: int) -> None:
     assert seconds < 1.2 * (1 << 30) / (mb_s * 1e6) + 0.2
 
 
+@pytest.mark.parametrize(("latency_s", "timeout_s"), [(0.2, 30), (1.5, 30), (3, 30), (4, 30), (0.1, 2), (0.3, 2)])
+def test_a_store_that_takes_its_time_is_no_slow_line(latency_s: float, timeout_s: float) -> None:
+    seconds, requests, longest_s = load(1024, 200e6, latency_s, timeout_s=timeout_s)
+    assert requests < 1024 / 4 + 12
+    assert longest_s < 0.8 * timeout_s
+    assert seconds < 2 * (1 << 30) / 200e6 + 20 * latency_s
+
+
 def test_a_line_that_becomes_slow_is_asked_for_less() -> None:
     runs = LargeRuns(TIMEOUT_S)
     for _ in range(62):
@@ -60,9 +69,9 @@ def test_a_line_that_becomes_slow_is_asked_for_less() -> None:
     for number in range(10):
         runs.began(MIB)
         runs.ended(MIB, 100 + 10 * number, 108 + 10 * number)
-    assert (runs.limit_bytes, runs.pages, runs.has_room) == (MIB, 1, True)
+    assert (runs.limit_bytes, runs.pages, runs.has_room(MIB)) == (MIB, 1, True)
     runs.began(MIB)
-    assert not runs.has_room
+    assert not runs.has_room(1)
 
 
 def test_a_request_that_fails_at_once_tells_nothing() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import threading
 from collections.abc import AsyncGenerator
 from pathlib import Path
 
@@ -13,16 +14,49 @@ import trio.testing
 from luxfuse.cache.cached import Flight
 from luxfuse.core.names import path_of
 from luxfuse.core.rules import PathPolicies, PathPolicy, PathRule
-from luxfuse.errors import AccessDenied, StoreUnavailable
+from luxfuse.errors import AccessDenied, StoreError, StoreUnavailable
 from luxfuse.orders import load, loads
 from luxfuse.orders.jobs import watch
 from luxfuse.orders.load_progress import LoadProgress
 from luxfuse.orders.loads import LoadRefused
-from luxfuse.types import PAGE_BYTES, WriteMode
+from luxfuse.types import PAGE_BYTES, Buffer, WriteMode
+from luxfuse.understore.base import OnDescribed
 from tests.support.fake_store import FakeStore
 from tests.support.harness import AWAY, MIB, Mount, mounted, pages, random_bytes, until
 
 KIB = 1 << 10
+
+
+class Piecemeal(FakeStore):
+    """Each read waits until it is let go on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: set[tuple[str, int]] = set()
+        self.errors: dict[tuple[str, int], StoreError] = {}
+        self._may: set[tuple[str, int]] = set()
+        self._all = False
+        self._told = threading.Condition()
+
+    def let(self, key: str, start: int) -> None:
+        """Let the read of what begins there go on."""
+        with self._told:
+            self._may.add((key, start))
+            self._told.notify_all()
+
+    def let_all(self) -> None:
+        """Let all go on, and those to come."""
+        with self._told:
+            self._all = True
+            self._told.notify_all()
+
+    def read(self, key: str, start: int, end: int, version: str, *, on_described: OnDescribed | None = None) -> Buffer:
+        with self._told:
+            self.asked.add((key, start))
+            assert self._told.wait_for(lambda: self._all or (key, start) in self._may, 120)
+        if error := self.errors.get((key, start)):
+            raise error
+        return super().read(key, start, end, version, on_described=on_described)
 
 
 def tree() -> FakeStore:
@@ -319,6 +353,47 @@ async def test_two_loads_of_the_same_fetch_everything_once(tmp_path: Path) -> No
         assert all(job.progress().failed_files == 0 for job in jobs)
         assert sum(store.reads.values()) == 23 + 1 + 3
         assert set(store.reads.values()) == {1}
+
+
+@pytest.mark.parametrize("error", [None, AccessDenied("GET: refused")])
+async def test_what_others_begin_to_fetch_meanwhile_is_waited_for(tmp_path: Path, error: AccessDenied | None) -> None:
+    store = Piecemeal()
+    store.place("big", random_bytes(pages(8), 1))
+    async with mounted(tmp_path, store) as mount:
+        job = mount.loads.start(["big"])
+        await until(lambda: ("big", 0) in store.asked)
+        obj = mount.cache.acquire("big", store.objects["big"][1], pages(8))
+        assert 6 not in obj.flights
+        (other,) = mount.cache.start(obj, range(6, 8))
+        if error is not None:
+            store.errors["big", pages(6)] = error
+        for page in (0, 2, 4):
+            await until(lambda page=page: ("big", pages(page)) in store.asked)
+            store.let("big", pages(page))
+        await until(lambda: obj.pages.count == 6)
+        store.let("big", pages(6))
+        await other.done.wait()
+        with trio.fail_after(60):
+            await job.ended.wait()
+        step = job.progress()
+        assert (step.left_out_files, step.loaded_files, step.failed_files) == (0, error is None, error is not None)
+        mount.cache.release(obj)
+
+
+async def test_small_files_come_one_after_the_other_until_the_line_is_known(tmp_path: Path) -> None:
+    store = Piecemeal()
+    for n in range(6):
+        store.place(f"d/{n}", random_bytes(int(1.5 * MIB), n))
+    async with mounted(tmp_path, store) as mount:
+        await mount.entries("d")
+        job = mount.loads.start(["d"])
+        await until(lambda: bool(store.asked))
+        await trio.testing.wait_all_tasks_blocked()
+        assert mount.cache.budget.held_bytes == 1.5 * MIB
+        store.let_all()
+        with trio.fail_after(60):
+            await job.ended.wait()
+        assert job.progress().loaded_files == 6
 
 
 async def test_files_that_are_written_to_count_as_there(tmp_path: Path) -> None:
