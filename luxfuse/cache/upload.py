@@ -63,20 +63,22 @@ class Uploader:
             sums = read_checked(fd, 0, data)
             return driver.put(key, data, metadata, expect=expect, keep=source.keep), sums
 
+        what, conditional, patience = f"PUT {key!r}", self.store.is_conditional(expect), 1 + stamp.size / (8 << 20)
         with source.bytes.in_use():
+            await self.store.outlive([key], what, conditional=conditional, patience=patience)
             await self.store.turn("put", key, stamp.size)
             async with self._budget.hold(stamp.size):
                 with self.store.changing(key):
                     info, sums = await self.store.call(
                         "put",
                         put,
-                        what=f"PUT {key!r}",
-                        patience=1 + stamp.size / (8 << 20),
+                        what=what,
+                        patience=patience,
                         size_bytes=stamp.size,
                         key=key,
                         once=source.retrying,
                         changes=[key],
-                        conditional=self.store.is_conditional(expect),
+                        conditional=conditional,
                     )
         self.store.note_stored(key, stamp.size)
         return Uploaded(info, sums, stamp)

@@ -177,6 +177,7 @@ class Replicator:
     async def remove_again(self, outcome: Outcome) -> None:
         """A holder that took us for dead has brought a file to the store which was removed, or renamed, here."""
         try:
+            await self._store.outlive([outcome.key], f"DELETE {outcome.key!r}")
             info = await self._store.head(outcome.key)
             if info.version == outcome.version or write_of(info.metadata, outcome.key) == outcome.write:
                 await self._store.delete([outcome.key])

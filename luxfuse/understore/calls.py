@@ -104,8 +104,8 @@ class Calls(Submissions):
         limit to that, they wait before the deadline begins. ``key`` is the object that had its `turn`: further attempts are
         charged to it. ``once``: make no further attempt, as the caller makes them. Large bodies are sent again less often.
         ``spent_s``: how much of the deadline a first attempt has taken. While the store is away nothing is tried, and what
-        waits ends: `StoreAway`. ``changes``: the keys that a write is about, ``conditional``: of their version. It waits
-        for earlier ones that were given up, and may be made yet (`late`).
+        waits ends: `StoreAway`. ``changes``: the keys that a write is about, ``conditional``: the store compares their
+        version. Before its deadline begins it waits, for as long again, for earlier ones that may be made yet (`outlive`).
         """
         self.presence.require(what)
         limiter = self._write_limiter if kind in ("put", "delete") else self._limiter
@@ -118,12 +118,12 @@ class Calls(Submissions):
         try:
             if throttle is not None:
                 await throttle.wait(size_bytes)
+            if changes:
+                await self.outlive(changes, what, conditional=conditional, patience=patience)
             retry_until_s = self._clock() + self._timeout_s - spent_s
             patient = kind == "put" and patience >= PATIENT_CALLS
             with trio.move_on_after(timeout_s - spent_s) as scope, self.presence.waits(scope, patient=patient):
                 began_s = self._clock()
-                if write is not None:
-                    await self.late.outlive(write)
                 while True:
                     self.counters.attempts[kind] += 1
                     began_s = self._clock()
@@ -154,7 +154,7 @@ class Calls(Submissions):
                         self.presence.answered()
                         return result
             # Only the deadline leads here, or that the store is away.
-            raise self._ended(kind, what, timeout_s, began_s, last, write)
+            raise self._ended(kind, what, timeout_s, began_s, last)
         finally:
             if write is not None:
                 self.late.end(write)
@@ -165,14 +165,31 @@ class Calls(Submissions):
         base_s = LARGE_BASE_S if size_bytes >= LARGE_BYTES else BASE_S
         return backoff_delays(self._rng, base_s=base_s, cap_s=max(CAP_S, 4 * base_s))
 
-    def _ended(
-        self, kind: RequestKind, what: str, timeout_s: float, began_s: float, last: StoreError | None, write: Write | None
-    ) -> StoreError:
+    def must_wait(self, keys: Collection[str], *, conditional: bool = False) -> bool:
+        """Whether a write of ``keys`` has to wait for an earlier one that was given up, and may be made yet (`late`)."""
+        return bool(self.late) and self.late.met_by(self._write(keys, conditional=conditional))
+
+    async def outlive(self, keys: Collection[str], what: str, *, conditional: bool = False, patience: float = 1) -> None:
+        """Wait until a write of ``keys`` can be made; that it takes long says nothing of the store, nor uses up its tries.
+
+        Whatever is held, or looked at, for the write comes after it. Raises `StoreUnavailable`.
+        """
+        if not self.must_wait(keys, conditional=conditional):
+            return
+        write = self._write(keys, conditional=conditional)
+        with trio.move_on_after(self._timeout_s * patience) as scope, self.presence.waits(scope, patient=True):
+            await self.late.outlive(write)
+        self.presence.require(what)
+        if self.late.met_by(write):
+            raise DeadlinePassed(f"{what}: an earlier request that was not answered in time may be carried out yet")
+
+    def _write(self, keys: Collection[str], *, conditional: bool) -> Write:
+        return Write(keys, conditional=conditional, deep=self.driver.abilities.hierarchical)
+
+    def _ended(self, kind: RequestKind, what: str, timeout_s: float, began_s: float, last: StoreError | None) -> StoreError:
         """Return the error of a call that is not waited for any longer; the ``last`` attempt began at ``began_s``."""
         if self.presence.away:
             return self.presence.error(what, sent=True)
-        if write is not None and self.late.met_by(write):
-            return DeadlinePassed(f"{what}: an earlier request that was not answered in time may be carried out yet")
         self.counters.latency[kind].observe(timeout_s)
         self.counters.timed_out()
         self.presence.still_waiting(began_s)

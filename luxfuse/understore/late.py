@@ -10,22 +10,38 @@ from collections.abc import Collection
 
 import trio
 
+from luxfuse.core.names import directories_of
+
 LOOK_S = 0.05
 
 
 class Write:
-    """A write of some ``keys``. ``conditional``: it is only made over the version that it names."""
+    """A write of some ``keys``.
 
-    __slots__ = ("conditional", "given_up", "keys", "running")
+    ``conditional``: the store itself makes it only over the version that it names. ``deep``: what is below a directory goes
+    with it, and cannot be without it.
+    """
 
-    def __init__(self, keys: Collection[str], *, conditional: bool) -> None:
+    __slots__ = ("conditional", "deep", "given_up", "keys", "running")
+
+    def __init__(self, keys: Collection[str], *, conditional: bool, deep: bool = False) -> None:
         self.keys = frozenset(keys)
         self.conditional = conditional
+        self.deep = deep
         self.given_up = self.running = False
+
+    @property
+    def above(self) -> frozenset[str]:
+        """The keys of the directories that it is in."""
+        return frozenset(prefix for key in self.keys for prefix in directories_of(key))
 
     def meets(self, other: Write) -> bool:
         """Whether the other one would spoil this one, were it made later."""
-        return not ((self.conditional and other.conditional) or self.keys.isdisjoint(other.keys))
+        if self.conditional and other.conditional:
+            return False
+        if self.deep and not (self.above.isdisjoint(other.keys) and other.above.isdisjoint(self.keys)):
+            return True
+        return not self.keys.isdisjoint(other.keys)
 
 
 class LateWrites:
@@ -34,6 +50,10 @@ class LateWrites:
     def __init__(self) -> None:
         self._writes: list[Write] = []
 
+    def __bool__(self) -> bool:
+        """Whether there is any."""
+        return bool(self._running())
+
     def end(self, write: Write) -> None:
         """Nobody waits for a write any more."""
         write.given_up = True
@@ -41,12 +61,8 @@ class LateWrites:
             self._writes.append(write)
 
     def any_at(self, *keys: str) -> bool:
-        """Whether one of these keys, or one below those of directories, is still being written."""
-        return any(
-            key in write.keys or (key.endswith("/") and any(each.startswith(key) for each in write.keys))
-            for write in self._running()
-            for key in keys
-        )
+        """Whether one of these keys, or one above or below it, is still being written."""
+        return self.met_by(Write(keys, conditional=False, deep=True))
 
     def met_by(self, write: Write) -> bool:
         """Whether a write must not be made yet."""

@@ -13,7 +13,7 @@ from typing import cast
 import trio
 
 from luxfuse.errors import NoStore, StoreError, StoreRejected
-from luxfuse.types import Buffer, ListPage, ObjectInfo
+from luxfuse.types import ABSENT, Buffer, ListPage, ObjectInfo
 from luxfuse.understore.base import MOST_DELETES, Abilities, UnderStore
 from luxfuse.understore.calls import Calls
 from luxfuse.understore.properties import Properties
@@ -64,8 +64,8 @@ class Store(Calls):
         return await trio.to_thread.run_sync(driver.renew, options)
 
     def is_conditional(self, expect: str | None) -> bool:
-        """Whether a write that expects a version is not made over another one."""
-        return expect is not None and self.abilities.conditional
+        """Whether the store itself compares the version that a write expects; a driver that looks before may be late."""
+        return expect is not None and self.abilities.conditional and (expect == ABSENT or expect.startswith('"'))
 
     async def probe(self) -> None:
         """Prove that bucket, endpoint and credentials work."""
@@ -176,7 +176,8 @@ class Store(Calls):
                 size_bytes=size,
                 key=key,
                 changes=[key],
-                conditional=self.is_conditional(expect),
+                # Where it does not go up in parts, of which the end is conditional, the driver only looks before.
+                conditional=self.is_conditional(expect) and self.abilities.multipart,
             )
         self.note_stored(key, size)
         return info

@@ -183,6 +183,9 @@ class Deletes:
         if not keys:
             return False
         async with self._turns.of(keys):
+            if self._store.must_wait(keys):
+                self._waited.update(keys)
+                await self._store.outlive(keys, f"DELETE below {prefixes[0]!r}")
             await self._drop_of_filled(keys)
             await self._drop_of_others(keys)
         keys = [key for key in keys if key in self._journal.deletes]
@@ -219,13 +222,20 @@ class Deletes:
         record = self._journal.deletes.get(key)
         if record is None or self.is_read(key) or self.is_frozen(key):
             return False
-        return not self._journal.is_waiting(record)
+        return not (self._journal.is_waiting(record) or self._must_wait(key))
+
+    def _must_wait(self, key: str) -> bool:
+        """Whether a delete would wait for a request that may be carried out yet: what is seen before says nothing then."""
+        if self._store.must_wait([key]):
+            self._waited.add(key)
+            return True
+        return False
 
     async def _make_quietly(self, keys: list[str]) -> None:
         delay_s = 0.0
         try:
             async with self._turns.of(keys):
-                wanted = [key for key in keys if key in self._journal.deletes]
+                wanted = [key for key in keys if key in self._journal.deletes and not self._must_wait(key)]
                 for key in wanted:
                     await self._complete_files_over(key)
                 await self._drop_of_filled(wanted)

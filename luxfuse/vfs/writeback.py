@@ -213,12 +213,18 @@ class WriteBack:
         until = due_until(now, self._quiet_s, urgent=self.pace.urgent)
         most = min(CONCURRENT_PUSHES + self._store.held_back("put"), MOST_PUSHES)
         while len(self._pushing) < most and (dirty := self._due.pop(until)) is not None:
-            if dirty in self._pushing or dirty.is_written_anew:
+            if dirty in self._pushing or dirty.is_written_anew or self._must_wait(dirty):
                 self._due.put(dirty, now + POLL_S)
             else:
                 self._pushing.add(dirty)
                 self._nursery.start_soon(self._push_quietly, dirty)
         self.deletes.start_due(now)
+
+    def _must_wait(self, dirty: Dirty) -> bool:
+        """Whether a push would wait for a request that may be carried out yet, in the place of others."""
+        able, contents = self._store.abilities, dirty.source is not None and dirty.content_changed(dirty.uploaded)
+        conditional = able.conditional and able.multipart and contents
+        return self._store.must_wait([dirty.key], conditional=conditional)
 
     def _failed_as_it_is(self, dirty: Dirty) -> bool:
         """Whether the last try failed, and nothing was changed since."""

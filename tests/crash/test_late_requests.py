@@ -10,6 +10,8 @@ import pytest
 import trio
 
 from luxfuse.errors import LuxError, StoreUnavailable
+from luxfuse.understore.late import Write
+from luxfuse.vfs import writeback
 from luxfuse.vfs.recovery import moves
 from tests.crash.lives import DEFAULT_MODE, Killer, Late, Tree, User, placed, seen, tree_of
 from tests.support.fake_store import FakeStore
@@ -112,3 +114,52 @@ async def test_a_rename_that_a_restart_finishes(tmp_path: Path, monkeypatch: pyt
             await user.create("a", NEW)
         await m.drain()
         assert tree_of(driver) == {"a": (NEW, DEFAULT_MODE), "b": (OLD, DEFAULT_MODE), "beside": BEFORE["beside"]}
+
+
+def given_up(m: Mount, *keys: str) -> Write:
+    """A request whose thread has not ended."""
+    write = Write(keys, conditional=False)
+    write.running = True
+    m.store.late.end(write)
+    return write
+
+
+async def test_what_waits_holds_up_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writeback, "CONCURRENT_PUSHES", 1)
+    driver = placed({"removed": (OLD, DEFAULT_MODE), **BEFORE})
+    async with mounted(tmp_path, driver, Options(write_mode="async-through")) as m:
+        user = User(m, dict(await seen(m)))
+        late = given_up(m, "a", "new")
+        await user.create("new", NEW)
+        await user.create("another", NEW)
+        await user.unlink("a")
+        await user.unlink("removed")
+        hurry(m)
+        await until(lambda: "another" in driver.objects and "removed" not in driver.objects, 30)
+        assert "a" in driver.objects
+        assert "new" not in driver.objects
+        late.running = False
+        await m.drain()
+        new = (NEW, DEFAULT_MODE)
+        assert tree_of(driver) == {"another": new, "new": new, "beside": BEFORE["beside"]}
+
+
+@pytest.mark.expected_logs("was written by somebody else since it was removed here")
+@pytest.mark.parametrize("now", [False, True])
+async def test_a_removal_is_looked_at_once_it_can_be_made(tmp_path: Path, now: bool) -> None:
+    driver = placed({"d/a": (OLD, DEFAULT_MODE), "d/b": (OLD, DEFAULT_MODE)})
+    async with mounted(tmp_path, driver, Options(write_mode="async-through")) as m:
+        user, deletes = User(m, dict(await seen(m))), m.writeback.deletes
+        late = given_up(m, "d/a")
+        await user.unlink("d/a")
+        async with trio.open_nursery() as nursery:
+            if now:
+                nursery.start_soon(deletes.make_below, "d/")
+                await until(lambda: bool(m.store.presence.waiting))
+            else:
+                hurry(m)
+                await until(lambda: bool(m.store.presence.waiting) or "d/a" in deletes._waited)
+            driver.place("d/a", NEW)
+            late.running = False
+        await until(lambda: not m.journal.deletes)
+        assert driver.objects["d/a"][0] == NEW

@@ -23,6 +23,7 @@ from luxfuse.errors import StoreRejected, StoreUnavailable, VersionChanged
 from luxfuse.index.journal import Journal
 from luxfuse.types import ABSENT, PAGE_BYTES, Buffer
 from luxfuse.understore.base import Abilities
+from luxfuse.understore.late import Write
 from luxfuse.understore.retrying import Store
 from luxfuse.workers import Threads
 from tests.support.fake_store import FakeStore
@@ -449,3 +450,17 @@ async def test_has_same_content(tmp_path: Path) -> None:
         assert not await has_same_content(b.store, info, sums, len(data))
         b.place(b"")
         assert await has_same_content(b.store, b.driver.head("key"), {}, 0)
+
+
+async def test_what_waits_for_a_late_request_holds_no_memory(tmp_path: Path) -> None:
+    async with bench(tmp_path) as b:
+        late = Write(["key"], conditional=False)
+        late.running = True
+        b.store.late.end(late)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(b.uploader.upload, b.source(b"new"), METADATA, ABSENT)
+            await until(lambda: bool(b.store.presence.waiting))
+            assert b.budget.held_bytes == 0
+            assert not b.driver.objects
+            late.running = False
+        assert b.stored == b"new"
