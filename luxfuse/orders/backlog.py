@@ -201,8 +201,11 @@ class Backlog:
         )
 
     def _is_waiting(self, dirty: Dirty) -> bool:
-        """Whether an entry has to be pushed; asks the disk only about files that are open for writing."""
-        if dirty.writers:
+        """Whether an entry has to be pushed; asks the disk only about files that are open for writing, or not closed yet.
+
+        One that nobody writes may be of the latter: what was left of an open for writing when the daemon was killed.
+        """
+        if dirty.writers or dirty.emptied or (not dirty.closed and dirty.stored.resumed):
             return dirty.must_push
         return dirty.attributes_changed or self._writeback.is_under_way(dirty)
 

@@ -283,6 +283,8 @@ class FileSystem:
             writing = self.files.backings.released(ref.inode)
         if dirty is not None and writing:
             self._promises.closed(dirty)
+        elif dirty is not None and ref.inode is not None and not dirty.emptied:
+            self._promises.ended(dirty)  # counted down by a predecessor, or not taken over
 
     async def fallocate(self, ref: Ref, mode: int, offset: int, length: int) -> None:
         """Allocate, punch or zero a range, as fallocate(2) does with ``mode``."""

@@ -240,8 +240,11 @@ class Promises:
         await dirty.content.truncate(0)
 
     async def secure(self, dirty: Dirty) -> None:
-        """Promise a file as it is now, though nobody has asked for it."""
+        """Promise a file as it is now, though nobody has asked for it. Raises OSError."""
         dirty.close()
+        stamp = dirty.stamp
+        if stamp is not None and not dirty.has_changed(stamp, dirty.noted):
+            self._notes.note(dirty)  # the content is the promised one: that it is closed is all that is new
         await self._promise(dirty)
 
     async def fsync(self, dirty: Dirty) -> None:
@@ -256,6 +259,10 @@ class Promises:
     def closed(self, dirty: Dirty) -> None:
         """A handle for writing is gone."""
         dirty.released()
+        self.ended(dirty)
+
+    def ended(self, dirty: Dirty) -> None:
+        """As `closed`, of a handle that was not counted."""
         if not dirty.writers:
             self._room.end_grant(dirty)
         if dirty.writers or dirty.finished:

@@ -169,6 +169,7 @@ def _recovery(opened: Opened, reading: Reading, writing: Writing, changing: Chan
         inherited=opened.estate.inherited,
         files=reading.files,
         directories=changing.directories,
+        promises=writing.promises,
         nursery=opened.nursery,
     )
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import trio
@@ -59,8 +59,16 @@ class _Backing:
 class FakeKernel:
     """Implements `luxfuse.vfs.kernel.Kernel`, and what a kernel does: create, open, read, write, flush, release."""
 
-    def __init__(self, *, passthrough: bool = True, grants: bool = False) -> None:
-        """``grants``: it writes to files that are registered within the room that it is granted, as the data plane does."""
+    def __init__(
+        self, *, passthrough: bool = True, grants: bool = False, opens: Mapping[int, tuple[int, int]] | None = None
+    ) -> None:
+        """``grants``: it writes to files that are registered within the room that it is granted, as the data plane does.
+
+        ``opens``: (opens, those that write) of files in passthrough that a predecessor has left, by inode.
+        """
+        self.left = dict(opens or {})
+        self.not_inherited: set[int] = set()
+        """Inodes that cannot be taken over."""
         self.hands_over = passthrough
         self.grants: dict[int, int] | None = {} if grants else None
         """Room that it may fill, by inode."""
@@ -111,7 +119,14 @@ class FakeKernel:
         return True
 
     def inherit(self, inode: int, fd: int, stamp_ns: int, *, retired: bool) -> bool:
-        raise AssertionError("a fake kernel has no predecessor")
+        if inode in self.not_inherited:
+            return False
+        opens, writers = self.left.pop(inode)
+        backing = self.table[inode] = _Backing(os.dup(fd), stamp_ns, opens, retired)
+        backing.writers = [os.open(f"/proc/self/fd/{fd}", os.O_RDWR) for _ in range(writers)]
+        st = os.fstat(fd)
+        self.backing_of[inode] = (st.st_dev, st.st_ino)
+        return True
 
     def lend(self, inode: int, fd: int) -> bool:
         assert inode not in self.lent, "lent twice"
@@ -137,6 +152,8 @@ class FakeKernel:
 
     def released(self, inode: int) -> bool:
         """The real kernel closes the backing's writer before it asks, as `release` does."""
+        if inode not in self.table:
+            return False
         self._count_down(inode)
         return True
 

@@ -62,7 +62,7 @@ from luxfuse.vfs.writeback import WriteBack
 from luxfuse.vfs.writer import Writer
 from luxfuse.volume.assembly import build_tree
 from luxfuse.volume.neighbours import Neighbours
-from luxfuse.volume.opened import ClaimedDirectory, Local, Opened
+from luxfuse.volume.opened import ClaimedDirectory, Local, Opened, VolumeEstate
 from luxfuse.volume.parts import VolumeParts
 from luxfuse.volume.writing import Writing
 from tests.support.fake_kernel import FakeKernel
@@ -126,6 +126,8 @@ class Options:
     """The kernel as one volume of several sees it."""
     neighbours: Callable[[Store, Journal], Neighbours] | None = None
     """Makes the other nodes of a cluster."""
+    estate: VolumeEstate = field(default_factory=VolumeEstate)
+    """What a daemon leaves to its successor, and finds of its predecessor."""
     on_built: Callable[[Mount], None] | None = None
     """Called before recovery begins."""
 
@@ -394,10 +396,11 @@ def _build(
     durable: Durable,
     nursery: trio.Nursery,
 ) -> Mount:
-    kernel, clock = FakeKernel(passthrough=o.passthrough, grants=o.grants), FakeClock(o.beginning_s)
+    opens = o.estate.inherited.registered if o.estate.inherited is not None else None
+    kernel, clock = FakeKernel(passthrough=o.passthrough, grants=o.grants, opens=opens), FakeClock(o.beginning_s)
     neighbours = o.neighbours(store, local.journal) if o.neighbours is not None else Neighbours()
     kernel.clock = clock
-    opened = Opened(o.settings(path), store, local, nursery, neighbours)
+    opened = Opened(o.settings(path), store, local, nursery, neighbours, o.estate)
     p: VolumeParts = build_tree(opened, o.share or kernel, clock=clock, memory=_thrice(o.memory_bytes))
     p.directories._source_id = "source"  # as the directories that were claimed above
     return Mount(

@@ -45,6 +45,8 @@ class InheritedOpens:
         self._cache = cache
         self._staging = staging
         self._contents = contents
+        self._lost: set[int] = set()
+        """Inodes that could not be taken over, of those in passthrough or read by lanes."""
 
     def restore_nameless(self) -> set[int]:
         """Make files dirty again that have no name and are open; returns the numbers of their staging files."""
@@ -77,14 +79,24 @@ class InheritedOpens:
 
     def restore(self) -> None:
         """Take all opens over. Names are as they were, and what is dirty is dirty again."""
-        self._restore_copied()
+        taken_over = self._restore_copied()
         self._restore_registered()
         for number, inode, positions in self._inherited.directories:
             self._directories.inherit(number, inode, positions)
-        for inode, (_, writers) in self._inherited.registered.items():
-            self._count_writers(inode, writers)
-        for _, inode, writing in self._inherited.handles:
-            self._count_writers(inode, int(writing))
+        # The end of an open that is not taken over is not counted either.
+        for inode in self._inherited.registered.keys() - self._lost:
+            self._count_writers(inode, self._inherited.registered[inode][1])
+        for number, inode, writing in self._inherited.handles:
+            if number in taken_over:
+                self._count_writers(inode, int(writing))
+
+    def left(self) -> list[Dirty]:
+        """Return the files that were about to be written: the kernel sends the open again, or has given it up.
+
+        One that is still written, but could not be taken over, is promised when it is closed, as any other.
+        """
+        written = {inode for inode in self._lost if self._inherited.registered[inode][1]}
+        return [d for d in self._entries if d.inode not in written and is_left(d)]
 
     def _count_writers(self, inode: int, writers: int) -> None:
         dirty = self._entries.get(inode)
@@ -94,7 +106,9 @@ class InheritedOpens:
         elif writers:
             log.error("inode %d is open for writing, and nothing is known of its content", inode)
 
-    def _restore_copied(self) -> None:
+    def _restore_copied(self) -> set[int]:
+        """Return the numbers of the handles that were taken over."""
+        taken_over = set()
         facts = self._will.copied_inodes()
         for number, inode, writing in self._inherited.handles:
             fact = facts.get(inode)
@@ -102,6 +116,7 @@ class InheritedOpens:
                 log.error("inode %d is open, and nothing is known of it", inode)
                 continue
             self._files.copied.inherit(number, inode, fact, writing=writing)
+            taken_over.add(number)
             dirty = self._entries.get(inode)
             if dirty is not None and dirty.source is not None:
                 self._files.copied.attach_staged(inode, dirty.source.bytes)
@@ -109,6 +124,7 @@ class InheritedOpens:
             self._files.copied.defer(key, inode)
         for inode in facts.keys() - {inode for _, inode, _ in self._inherited.handles}:
             self._will.not_copied(inode)
+        return taken_over
 
     def _restore_registered(self) -> None:
         facts = self._will.backings()
@@ -116,10 +132,12 @@ class InheritedOpens:
             fact = facts.get(inode)
             if fact is None:
                 log.error("inode %d is open in passthrough, and nothing is known of it", inode)
+                self._lost.add(inode)
                 continue
             fd, stamp_ns, lost = self._file_of(inode, fact)
             try:
                 if not self._files.backings.inherit(inode, fact, fd, stamp_ns, lost=lost):
+                    self._lost.add(inode)
                     self._will.no_backing(inode)
             finally:
                 os.close(fd)
@@ -146,3 +164,8 @@ class InheritedOpens:
             finally:
                 self._cache.release(obj)
         return os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC), 0, True
+
+
+def is_left(dirty: Dirty) -> bool:
+    """Whether nobody writes a file that was opened for that, and not closed since."""
+    return not (dirty.finished or dirty.writers or dirty.place is None) and (dirty.emptied or not dirty.closed)

@@ -30,17 +30,18 @@ from luxfuse.steps import reached
 from luxfuse.tiers.staging import Staging
 from luxfuse.types import Kind
 from luxfuse.understore.retrying import Store
-from luxfuse.vfs.dirty import DirtyEntries
+from luxfuse.vfs.dirty import Dirty, DirtyEntries
 from luxfuse.vfs.files import Files
 from luxfuse.vfs.namespace import Namespace
 from luxfuse.vfs.open_directories import OpenDirectories
+from luxfuse.vfs.promises import Promises
 from luxfuse.vfs.recovery.aside import Aside
 from luxfuse.vfs.recovery.contents import JournalContents
 from luxfuse.vfs.recovery.deletes import UnfinishedDeletes
 from luxfuse.vfs.recovery.files import PromisedFiles
 from luxfuse.vfs.recovery.in_store import was_pushed
 from luxfuse.vfs.recovery.moves import UnfinishedMoves
-from luxfuse.vfs.recovery.opens import InheritedOpens
+from luxfuse.vfs.recovery.opens import InheritedOpens, is_left
 from luxfuse.vfs.recovery.places import JournalPlaces
 from luxfuse.vfs.replicator import Replicator
 from luxfuse.vfs.will import Inherited, Will
@@ -55,6 +56,9 @@ UNKNOWN_YET = (StoreUnavailable, AccessDenied)
 """The store does not answer, or refuses the credentials: what it has of a file is not known before that is over."""
 REST_PAUSE_S = 2.0
 """Between tries to take up what could not be while the store did not answer."""
+RESENT_S = 15.0
+"""So long after recovery the kernel has sent all requests again, and they have begun. One that comes later still finds the
+file as the mount shows it, and not what was closed last."""
 
 
 @dataclass(slots=True)
@@ -94,6 +98,7 @@ class Recovery:
         inherited: Inherited | None,
         files: Files,
         directories: OpenDirectories,
+        promises: Promises,
         nursery: trio.Nursery,
     ) -> None:
         """``replicator``: of the nodes that may hold what was promised, and is not here any more.
@@ -124,6 +129,8 @@ class Recovery:
         self._rest: list[tuple[int, FileRecord]] = []
         """What cannot be taken up while the store does not answer, or has not finished a move."""
         self._nursery = nursery
+        self._writeback = writeback
+        self._promises = promises
         self._deletes = UnfinishedDeletes(
             namespace=namespace,
             names=names,
@@ -191,6 +198,7 @@ class Recovery:
         if self._opens is not None:
             self._nameless = self._opens.restore_nameless()
             self._opens.restore()
+            self._nursery.start_soon(self._promise_what_is_left, self._opens.left())
         await self._sweep_staging(outcome)
         if self._rest:
             self._nursery.start_soon(self._take_up_rest_patiently)
@@ -247,6 +255,20 @@ class Recovery:
                     return
             outcome.recovered += await self._aside.set_aside(number, record)
             reached("recover.set-aside")
+
+    async def _promise_what_is_left(self, left: list[Dirty]) -> None:
+        """Promise files as the mount shows them whose opens for writing have not come again: nobody will close them.
+
+        Not at once: one that comes is to find what was promised before it.
+        """
+        await trio.sleep(RESENT_S)
+        for dirty in left:
+            if is_left(dirty):
+                try:
+                    await self._promises.secure(dirty)
+                except (LuxError, OSError):
+                    log.exception("%r is not safe on disk", dirty.key)
+                    self._writeback.schedule(dirty)
 
     async def _sweep_staging(self, outcome: Outcome) -> None:
         """Keep staging files that the journal does not know, and remove those that were done with."""
