@@ -247,7 +247,8 @@ def test_inline_volumes_that_are_alike_share_a_mount(node: Node, volume: dict[st
     assert len(node.records()) == 2
     assert run(f"cat {node.target('inline-1')}/a; stat -c ' %g %a' {node.target('inline-0')}/b") == "a 1234 664\n"
     states = [record.parent for record in node.records()]
-    (states[0] / "attached.json").write_text("{}")
+    attached = {"path": "x", "source": "s3://other", "options": {}, "number": 1}
+    (states[0] / "attached.json").write_text(json.dumps({"format": 1, "attached": [attached]}))
     for number in range(3):
         assert len(node.records()) == (2 if number < 2 else 1)
         node.unpublish(f"csi-{number}", f"inline-{number}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -28,6 +27,10 @@ SLOW_DOWN = b"<Error><Code>SlowDown</Code><Message>less</Message></Error>"
 BAD_TOKEN = b"<Error><Code>ExpiredToken</Code><Message>old</Message></Error>"
 
 
+over = threading.Event()
+"""Ends the answers that are not to come."""
+
+
 class Handler(BaseHTTPRequestHandler):
     """The key's name says how it is served."""
 
@@ -39,7 +42,7 @@ class Handler(BaseHTTPRequestHandler):
                   "expired": (400, BAD_TOKEN), "denied": (403, b""), "anonymous": (401, b""), "busy": (429, b""),
                   "teapot": (418, b""), "redirect": (301, b""), "other-range": (416, b"")}  # fmt: skip
         if mode == "stall":
-            time.sleep(3)
+            over.wait(120)
         if mode in errors:
             status, body = errors[mode]
             self.answer(status, body)
@@ -81,6 +84,7 @@ def url() -> Iterator[str]:
         thread = threading.Thread(target=server.serve_forever, args=[0.02])
         thread.start()
         yield f"http://127.0.0.1:{server.server_port}"
+        over.set()
         server.shutdown()
         thread.join()
 
