@@ -25,6 +25,12 @@ class JournalContents:
         self._cache = cache
         self._threads = Threads(IO_THREADS)
 
+    def has_own(self, number: int, record: FileRecord) -> bool:
+        """Whether a file has content here, be it empty: not only its attributes were changed."""
+        if record.content or record.size or self._journal.inline(number) is not None:
+            return True
+        return self._staging.path_of(number).exists()
+
     def is_there(self, number: int, record: FileRecord) -> bool:
         """Whether the staging file of a file is not what the store has; one that is goes."""
         if record.content:

@@ -67,7 +67,8 @@ class PromisedFiles:
         if not record.closed and not is_open:
             return False
         content = None
-        if record.kind is Kind.FILE and (is_open or self._contents.is_there(number, record)):
+        own = is_open and self._contents.has_own(number, record)  # a program may have written to it since it was noted
+        if record.kind is Kind.FILE and (own or self._contents.is_there(number, record)):
             content = await trio.to_thread.run_sync(self._contents.open, number, record)
             if content is None:
                 return False

@@ -263,12 +263,15 @@ class Recovery:
         """
         await trio.sleep(RESENT_S)
         for dirty in left:
-            if is_left(dirty):
+            async with dirty.lock:  # it is under way meanwhile, for `persist` too, and no push ends it
+                if not is_left(dirty):
+                    continue
                 try:
                     await self._promises.secure(dirty)
                 except (LuxError, OSError):
                     log.exception("%r is not safe on disk", dirty.key)
                     self._writeback.schedule(dirty)
+            self._promises.ended(dirty)  # it was not published while it had the lock
 
     async def _sweep_staging(self, outcome: Outcome) -> None:
         """Keep staging files that the journal does not know, and remove those that were done with."""

@@ -14,6 +14,7 @@ import trio.testing
 from luxfuse.cache.staged import StagedBytes
 from luxfuse.index.names import ROOT_INODE
 from luxfuse.orders.backlog import Backlog
+from luxfuse.vfs.attributes import AttributeChanges
 from luxfuse.vfs.kernel import Ref
 from luxfuse.vfs.recovery import restart
 from luxfuse.vfs.will import Inherited, Will
@@ -170,3 +171,19 @@ async def test_the_end_of_an_open_that_is_not_taken_over_is_an_end(tmp_path: Pat
         await until(lambda: not len(m.dirty))
         assert lives.driver.objects["a"][0] == NEW
         assert await m.read_all("a") == NEW
+
+
+async def test_new_attributes_of_an_open_file_leave_its_content(tmp_path: Path) -> None:
+    """They were to go to the store when the daemon was killed, while a program read the file: it has no staging file."""
+    lives = Lives(tmp_path)
+    async with lives.first() as m:
+        lives.inode = await promised(m, stored=True)
+        await until(lambda: not len(m.dirty))
+        m.driver.hold("put", "put_file", "copy")
+        await m.fs.setattr(lives.inode, AttributeChanges(mode=0o600), None, CALLER)
+        await lives.kill(m)
+        m.driver.release()
+    async with lives.second(opens=1, writers=0) as m:
+        await m.drain()
+        assert lives.driver.objects["a"][0] == OLD
+        assert (await m.fs.getattr(lives.inode)).mode & 0o777 == 0o600
