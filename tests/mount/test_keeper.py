@@ -166,6 +166,21 @@ def test_what_a_successor_promises_its_own_successor_has(mounting: Mounts, s3: F
     assert mount.read("small") == digest(small)
 
 
+def test_an_open_file_keeps_its_content_though_its_mode_was_just_changed(mounting: Mounts, s3: FastS3, bucket: str) -> None:
+    (s3.bucket_path(bucket) / "a").write_bytes(content("a", 5_000))
+    mount = mounting(f"s3://{bucket}", "--write-mode", "async-through", endpoint_url=s3.endpoint, keeper=True,
+                     expected_logs=[DIED])  # fmt: skip
+    program = Program(mount, "f = open('a', 'rb'); f.read()", "os.chmod('a', 0o600)", "f.seek(0); assert f.read()")
+    program.step()
+    program.step()
+    mount.replaced()
+    program.step()
+    program.kill()
+    assert mount.read("a") == digest(content("a", 5_000))
+    mount.close()
+    assert bucket_files(s3.bucket_path(bucket)) == {"a": content("a", 5_000)}
+
+
 def test_half_of_what_is_written_anew_is_not_promised_by_a_successor(mounting: Mounts, s3: FastS3, bucket: str) -> None:
     mount = mounting(
         f"s3://{bucket}", "--write-mode", "must-cache", endpoint_url=s3.endpoint, keeper=True,
