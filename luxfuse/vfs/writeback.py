@@ -213,16 +213,22 @@ class WriteBack:
         until = due_until(now, self._quiet_s, urgent=self.pace.urgent)
         most = min(CONCURRENT_PUSHES + self._store.held_back("put"), MOST_PUSHES)
         while len(self._pushing) < most and (dirty := self._due.pop(until)) is not None:
-            if dirty in self._pushing or dirty.is_written_anew or self._must_wait(dirty):
+            if dirty in self._pushing or dirty.is_written_anew or self.must_wait(dirty):
                 self._due.put(dirty, now + POLL_S)
             else:
                 self._pushing.add(dirty)
                 self._nursery.start_soon(self._push_quietly, dirty)
         self.deletes.start_due(now)
 
-    def _must_wait(self, dirty: Dirty) -> bool:
+    def must_wait(self, dirty: Dirty) -> bool:
         """Whether a push would wait for a request that may be carried out yet, in the place of others."""
-        able, contents = self._store.abilities, dirty.source is not None and dirty.content_changed(dirty.uploaded)
+        if not self._store.late:
+            return False
+        able = self._store.abilities
+        try:
+            contents = dirty.source is not None and dirty.content_changed(dirty.uploaded)
+        except OSError:
+            return False  # the push says so
         conditional = able.conditional and able.multipart and contents
         return self._store.must_wait([dirty.key], conditional=conditional)
 
@@ -238,7 +244,11 @@ class WriteBack:
 
     def _note_failed(self, dirty: Dirty, error: LuxError) -> None:
         """Take note of a try in the background that failed, and plan the next one, later the more have failed."""
-        dirty.tries.refused_later(error, dirty.key, dirty.stamp)
+        try:
+            stamp = dirty.stamp
+        except OSError:
+            stamp = None  # it cannot be told whether it is changed later
+        dirty.tries.refused_later(error, dirty.key, stamp)
         if not dirty.finished and dirty.place is not None:
             self._due.put(dirty, trio.current_time() + self._pause_s(dirty))
         if dirty.tries.count() == 1:

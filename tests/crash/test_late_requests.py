@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import trio
 from luxfuse.errors import LuxError, StoreUnavailable
 from luxfuse.understore.late import Write
 from luxfuse.vfs import writeback
+from luxfuse.vfs.dirty import Dirty
 from luxfuse.vfs.recovery import moves
 from tests.crash.lives import DEFAULT_MODE, Killer, Late, Tree, User, placed, seen, tree_of
 from tests.support.fake_store import FakeStore
@@ -163,3 +165,24 @@ async def test_a_removal_is_looked_at_once_it_can_be_made(tmp_path: Path, now: b
             late.running = False
         await until(lambda: not m.journal.deletes)
         assert driver.objects["d/a"][0] == NEW
+@pytest.mark.expected_logs("cannot be brought to the under-store yet")
+async def test_a_disk_that_fails_does_not_end_the_pushes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.EIO, "no disk")
+
+    driver = placed(BEFORE)
+    async with mounted(tmp_path, driver, Options(write_mode="async-through")) as m:
+        user = User(m, dict(await seen(m)))
+        late = given_up(m, "another")
+        await user.create("new", NEW)
+        (dirty,) = (d for d in m.dirty if d.key == "new")
+        with monkeypatch.context() as broken:
+            broken.setattr(Dirty, "content_changed", fail)
+            broken.setattr(Dirty, "stamp", property(fail))
+            assert not m.writeback.must_wait(dirty)
+            m.writeback._note_failed(dirty, StoreUnavailable("no disk"))
+        late.running = False
+        hurry(m)
+        await until(lambda: "new" in driver.objects, 30)
+
+
