@@ -22,18 +22,21 @@ class Write:
     with it, and cannot be without it.
     """
 
-    __slots__ = ("conditional", "deep", "given_up", "keys", "running")
+    __slots__ = ("_above", "conditional", "deep", "given_up", "keys", "running")
 
     def __init__(self, keys: Collection[str], *, conditional: bool, deep: bool = False) -> None:
         self.keys = frozenset(keys)
         self.conditional = conditional
         self.deep = deep
+        self._above: frozenset[str] | None = None
         self.given_up = self.running = False
 
     @property
     def above(self) -> frozenset[str]:
         """The keys of the directories that it is in."""
-        return frozenset(prefix for key in self.keys for prefix in directories_of(key))
+        if self._above is None:
+            self._above = frozenset(prefix for key in self.keys for prefix in directories_of(key))
+        return self._above
 
     def meets(self, other: Write) -> bool:
         """Whether the other one would spoil this one, were it made later."""

@@ -88,6 +88,7 @@ async def test_only_what_the_store_compares_need_not_wait(
 async def test_directories_meet_what_is_below_them(hierarchical: bool) -> None:
     store = make(FakeStore(abilities=replace(EVERYTHING, hierarchical=hierarchical)))
     late = given_up(store, "d/")
+    assert late.above is late.above, "it is asked for at each comparison"
     assert store.must_wait(["d/"])
     assert store.must_wait(["d/e/x"]) is hierarchical
     assert store.must_wait(["a", "d/e/"]) is hierarchical
