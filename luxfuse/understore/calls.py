@@ -178,6 +178,7 @@ class Calls(Submissions):
             return
         write = self._write(keys, conditional=conditional)
         with trio.move_on_after(self._timeout_s * patience) as scope, self.presence.waits(scope, patient=True):
+        self.presence.require(what)
             await self.late.outlive(write)
         self.presence.require(what)
         if self.late.met_by(write):

@@ -11,13 +11,13 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from luxfuse.errors import StoreError
+from luxfuse.errors import StoreAway, StoreError, StoreUnavailable
 from luxfuse.types import ABSENT
 from luxfuse.understore.base import Abilities
 from luxfuse.understore.late import Write
 from luxfuse.understore.retrying import Store
 from tests.support.fake_store import EVERYTHING, FakeStore
-from tests.support.harness import until
+from tests.support.harness import AWAY, until
 from tests.support.virtual_time import virtual_time
 
 VERSION = '"an ETag"'
@@ -131,3 +131,12 @@ async def test_a_wait_ends() -> None:
     assert not driver.objects
     found = store.counters.statistics()
     assert (found.timeouts, found.errors, found.state, found.in_flight) == (0, 0, "up", 0)
+
+
+@AWAY
+async def test_nothing_waits_while_the_store_is_away() -> None:
+    store = make(FakeStore())
+    given_up(store, "key")
+    store.presence.found_away(StoreUnavailable("down"))
+    with trio.fail_after(5), pytest.raises(StoreAway):
+        await store.outlive(["key"], "a look")
