@@ -95,6 +95,7 @@ class Calls(Submissions):
         spent_s: float = 0.0,
         changes: Collection[str] = (),
         conditional: bool = False,
+        target: str | None = None,
     ) -> T:
         """Return ``function(driver)``, run in a thread and retried within the deadline. ``what`` names it in errors.
 
@@ -105,7 +106,8 @@ class Calls(Submissions):
         charged to it. ``once``: make no further attempt, as the caller makes them. Large bodies are sent again less often.
         ``spent_s``: how much of the deadline a first attempt has taken. While the store is away nothing is tried, and what
         waits ends: `StoreAway`. ``changes``: the keys that a write is about, ``conditional``: the store compares their
-        version. Before its deadline begins it waits, for as long again, for earlier ones that may be made yet (`outlive`).
+        version, ``target``: where it copies to. Before its deadline begins it waits, for as long again, for earlier ones
+        that may be made yet (`outlive`).
         """
         self.presence.require(what)
         limiter = self._write_limiter if kind in ("put", "delete") else self._limiter
@@ -113,7 +115,7 @@ class Calls(Submissions):
         timeout_s = self._timeout_s * patience
         delays: Iterator[float] | None = None
         last: StoreError | None = None
-        write = Write(changes, conditional=conditional) if kind in ("put", "delete") else None
+        write = Write(changes, conditional=conditional, target=target) if kind in ("put", "delete") else None
         self.counters.in_flight += 1
         try:
             if throttle is not None:
@@ -176,9 +178,9 @@ class Calls(Submissions):
         """
         if not self.must_wait(keys, conditional=conditional):
             return
+        self.presence.require(what)
         write = self._write(keys, conditional=conditional)
         with trio.move_on_after(self._timeout_s * patience) as scope, self.presence.waits(scope, patient=True):
-        self.presence.require(what)
             await self.late.outlive(write)
         self.presence.require(what)
         if self.late.met_by(write):

@@ -19,15 +19,16 @@ class Write:
     """A write of some ``keys``.
 
     ``conditional``: the store itself makes it only over the version that it names. ``deep``: what is below a directory goes
-    with it, and cannot be without it.
+    with it, and cannot be without it. ``target``: the key that it copies to.
     """
 
-    __slots__ = ("_above", "conditional", "deep", "given_up", "keys", "running")
+    __slots__ = ("_above", "conditional", "deep", "given_up", "keys", "running", "target")
 
-    def __init__(self, keys: Collection[str], *, conditional: bool, deep: bool = False) -> None:
+    def __init__(self, keys: Collection[str], *, conditional: bool, deep: bool = False, target: str | None = None) -> None:
         self.keys = frozenset(keys)
         self.conditional = conditional
         self.deep = deep
+        self.target = target
         self._above: frozenset[str] | None = None
         self.given_up = self.running = False
 
@@ -66,6 +67,10 @@ class LateWrites:
     def any_at(self, *keys: str) -> bool:
         """Whether one of these keys, or one above or below it, is still being written."""
         return self.met_by(Write(keys, conditional=False, deep=True))
+
+    def copies_to(self, key: str) -> bool:
+        """Whether what is under a key may yet be replaced by a copy."""
+        return any(late.target == key for late in self._running())
 
     def met_by(self, write: Write) -> bool:
         """Whether a write must not be made yet."""

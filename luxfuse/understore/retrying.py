@@ -201,7 +201,7 @@ class Store(Calls):
         patience = 1 + (size or 0) / COPIED_BYTES
         with self.changing(target):
             what = f"COPY {source!r} to {target!r}"
-            return await self.call("put", copy, what=what, patience=patience, changes=[source, target])
+            return await self.call("put", copy, what=what, patience=patience, changes=[source, target], target=target)
 
     async def delete(self, keys: Sequence[str]) -> dict[str, StoreError]:
         """Remove any number of objects, in requests of 1000; returns those that are still there, with the reason.

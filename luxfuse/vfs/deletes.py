@@ -91,6 +91,8 @@ class Deletes:
         """How often the delete of a key has failed, one time after the other."""
         self._waited: set[str] = set()
         """Those that had to wait for the store: somebody else may have the key by now."""
+        self._copied: set[str] = set()
+        """Those that a late copy of ours may have replaced: their version says nothing."""
         self._places: dict[str, tuple[int, bytes]] = {}
 
     @property
@@ -144,6 +146,7 @@ class Deletes:
         self._due.pop(key, None)
         self._failures.pop(key, None)
         self._waited.discard(key)
+        self._copied.discard(key)
         self._errors.pop(key, None)
         self._places.pop(key, None)
         if in_flight:
@@ -184,7 +187,8 @@ class Deletes:
             return False
         async with self._turns.of(keys):
             if self._store.must_wait(keys):
-                self._waited.update(keys)
+                for key in keys:
+                    self._must_wait(key)
                 await self._store.outlive(keys, f"DELETE below {prefixes[0]!r}", patience=DELETE_PATIENCE)
             await self._drop_of_filled(keys)
             await self._drop_of_others(keys)
@@ -228,6 +232,8 @@ class Deletes:
         """Whether a delete would wait for a request that may be carried out yet: what is seen before says nothing then."""
         if self._store.must_wait([key]):
             self._waited.add(key)
+            if self._store.late.copies_to(key):
+                self._copied.add(key)
             return True
         return False
 
@@ -281,6 +287,7 @@ class Deletes:
         self._errors.pop(key, None)
         self._failures.pop(key, None)
         self._waited.discard(key)
+        self._copied.discard(key)
         if self._journal.deletes.get(key) is None:
             return
         self._journal.drop_delete(key)
@@ -322,7 +329,8 @@ class Deletes:
     async def _drop_of_others(self, keys: list[str]) -> None:
         """Forget deletes that had to wait where somebody else has the key by now. Raises `StoreError`."""
         records = {key: record for key in keys if (record := self._journal.deletes.get(key)) is not None}
-        waited = {key: record for key, record in records.items() if key in self._waited or record.sent}
+        told = {key: record for key, record in records.items() if key not in self._copied}
+        waited = {key: record for key, record in told.items() if key in self._waited or record.sent}
         for key in await of_others(self._store, waited):
             if self._journal.deletes.get(key) != waited[key]:
                 continue  # the name was made anew meanwhile

@@ -87,6 +87,26 @@ async def test_a_name_that_is_made_outlives_a_late_copy_to_it(tmp_path: Path) ->
         assert tree_of(driver)["a"] == (NEW, DEFAULT_MODE)
 
 
+@pytest.mark.parametrize("free", [False, True])
+async def test_what_a_late_copy_brought_is_removed(tmp_path: Path, free: bool) -> None:
+    """It is ours, whatever its version is."""
+    driver = late(placed({"b": (OLD, DEFAULT_MODE)}), "copy")
+    driver.place("a" if not free else "b", OLD)
+    async with mounted(tmp_path, driver, Options(write_mode="async-through")) as m:
+        user = User(m, dict(await seen(m)))
+        async with impatient(m):
+            with pytest.raises(StoreUnavailable):
+                await user.rename("b", "a")
+        if not free:
+            await user.unlink("a")
+        hurry(m)
+        await trio.sleep(PATIENCE_S / 2)
+        driver.gate.set()
+        await until(driver.made.is_set)
+        await m.drain()
+        assert set(driver.objects) == {"b"}
+
+
 @pytest.mark.expected_logs("finishing the move", "cannot be finished yet")
 async def test_a_rename_that_a_restart_finishes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The old name is free as soon as the rename is finished, and what is made there stays."""
@@ -146,25 +166,6 @@ async def test_what_waits_holds_up_nothing_else(tmp_path: Path, monkeypatch: pyt
         assert tree_of(driver) == {"another": new, "new": new, "beside": BEFORE["beside"]}
 
 
-@pytest.mark.expected_logs("was written by somebody else since it was removed here")
-@pytest.mark.parametrize("now", [False, True])
-async def test_a_removal_is_looked_at_once_it_can_be_made(tmp_path: Path, now: bool) -> None:
-    driver = placed({"d/a": (OLD, DEFAULT_MODE), "d/b": (OLD, DEFAULT_MODE)})
-    async with mounted(tmp_path, driver, Options(write_mode="async-through")) as m:
-        user, deletes = User(m, dict(await seen(m))), m.writeback.deletes
-        late = given_up(m, "d/a")
-        await user.unlink("d/a")
-        async with trio.open_nursery() as nursery:
-            if now:
-                nursery.start_soon(deletes.make_below, "d/")
-                await until(lambda: bool(m.store.presence.waiting))
-            else:
-                hurry(m)
-                await until(lambda: bool(m.store.presence.waiting) or "d/a" in deletes._waited)
-            driver.place("d/a", NEW)
-            late.running = False
-        await until(lambda: not m.journal.deletes)
-        assert driver.objects["d/a"][0] == NEW
 @pytest.mark.expected_logs("cannot be brought to the under-store yet")
 async def test_a_disk_that_fails_does_not_end_the_pushes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
@@ -186,3 +187,21 @@ async def test_a_disk_that_fails_does_not_end_the_pushes(tmp_path: Path, monkeyp
         await until(lambda: "new" in driver.objects, 30)
 
 
+@pytest.mark.expected_logs("was written by somebody else since it was removed here")
+@pytest.mark.parametrize("now", [False, True])
+async def test_a_removal_is_looked_at_once_it_can_be_made(tmp_path: Path, now: bool) -> None:
+    driver = placed({"d/a": (OLD, DEFAULT_MODE), "d/b": (OLD, DEFAULT_MODE)})
+    async with mounted(tmp_path, driver, Options(write_mode="async-through")) as m:
+        user, deletes = User(m, dict(await seen(m))), m.writeback.deletes
+        late = given_up(m, "d/a")
+        await user.unlink("d/a")
+        async with trio.open_nursery() as nursery:
+            if now:
+                nursery.start_soon(deletes.make_below, "d/")
+            else:
+                hurry(m)
+            await until(lambda: "d/a" in deletes._waited)
+            driver.place("d/a", NEW)
+            late.running = False
+        await until(lambda: not m.journal.deletes)
+        assert driver.objects["d/a"][0] == NEW
