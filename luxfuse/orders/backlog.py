@@ -32,6 +32,7 @@ LINES = 200
 OPEN = "is open for writing"
 READ = "is removed, but still open: it goes from the under-store when it is closed"
 UNREACHABLE = "the under-store cannot be reached"
+LATE = "an earlier request that was not answered in time may be carried out yet"
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,7 +288,7 @@ class Backlog:
         while True:
             began_s = time.monotonic()
             state.left = [wanted for wanted in state.left if not self._settle(wanted, state)]
-            why = self._reason(state.error)
+            why = self._reason(state.error) or (LATE if self._all_wait(state.left) else None)
             stalled_s = watch.stalled_s(-state.settled, why)
             if why is not None and stalled_s > PATIENCE_S:
                 for wanted in state.left:
@@ -307,6 +308,14 @@ class Backlog:
             state.fail(wanted.key, reason)
             state.error = reason if reason not in (OPEN, READ) else state.error
         return reason is not None
+
+    def _all_wait(self, left: list[_Wanted]) -> bool:
+        """Whether all that is left waits for requests that may be carried out yet: no try of it fails until they end."""
+        if not left or not self._store.late:
+            return False
+        return all(
+            self._writeback.must_wait(w.dirty) if w.dirty is not None else self._store.must_wait([w.key]) for w in left
+        )
 
     def has_changes(self, path: str) -> bool:
         """Whether anything at or below a path is not in the store."""

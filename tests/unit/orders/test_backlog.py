@@ -14,6 +14,7 @@ from luxfuse.index.names import ROOT_INODE
 from luxfuse.orders import backlog as module
 from luxfuse.orders.backlog import Backlog, Progress
 from luxfuse.types import WriteMode
+from luxfuse.understore.late import Write
 from luxfuse.vfs.attributes import Caller
 from luxfuse.vfs.deletes import is_at_or_below
 from tests.support.fake_store import FakeStore
@@ -226,6 +227,23 @@ async def test_persist_gives_up_the_rest_where_nothing_moves(tmp_path: Path, mon
             "5 more failed",
         )
         driver.release()
+
+
+async def test_persist_gives_up_what_waits_for_a_late_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = FakeStore()
+    driver.place("old", b"old")
+    async with mounted(tmp_path, driver, write_mode=ASYNC) as m:
+        late = Write(["new", "old"], conditional=False)
+        late.running = True
+        m.store.late.end(late)
+        await make(m, "new", b"new")
+        await m.fs.lookup(ROOT_INODE, b"old")
+        await m.fs.unlink(ROOT_INODE, b"old")
+        monkeypatch.setattr(module, "PATIENCE_S", 0.5)
+        with trio.fail_after(30):
+            step = await last(backlog_of(m).persist([""]))
+        assert sorted(step.failures) == [f"{name}: not tried: {module.LATE}" for name in ("new", "old")]
+        late.running = False
 
 
 async def test_what_is_written_again_all_the_time_does_not_hold_persist_up(tmp_path: Path) -> None:
