@@ -17,6 +17,9 @@ from luxfuse.cache import upload
 from luxfuse.core import parts
 from luxfuse.errors import LuxError, StoreError
 from luxfuse.index.names import ROOT_INODE
+from luxfuse.vfs.attributes import AttributeChanges
+from luxfuse.vfs.dirty import Dirty
+from luxfuse.vfs.writer import Writer
 from tests.crash.lives import Killer, Tree, User, idle, placed, seen, tree_of
 from tests.support.fake_kernel import CALLER
 from tests.support.fake_store import FakeStore
@@ -708,3 +711,53 @@ async def test_a_kill_while_a_conflict_is_set_aside_loses_nothing(
             assert await content(m, "f") == b"by somebody else"
             kept = [path.read_bytes() for path in m.recovered.directory.iterdir()]
             assert kept == [b"ours, and longer"]
+
+
+async def test_the_end_of_an_object_that_was_changed_stays_so_where_the_file_went_on(tmp_path: Path) -> None:
+    """The page in which the object ends has a hole behind that."""
+    driver = placed({"f": (LARGE, 0o644)})
+    async with mounted(tmp_path / "a", driver, options("async-through")) as m:
+        await m.entries()
+        driver.hold("complete_upload")
+        handle = await write(m, "f", b"new", offset=pages(4) + 5)
+        await m.kernel.write(m.fs, handle, pages(6), b"end")
+        await m.kernel.close(m.fs, handle)
+        left = await killed(m, tmp_path / "b")
+        driver.release()
+    wanted = bytearray(LARGE.ljust(pages(6), b"\0") + b"end")
+    wanted[pages(4) + 5 : pages(4) + 8] = b"new"
+    async with mounted(tmp_path / "b", left, later("async-through")) as m:
+        assert await content(m, "f") == bytes(wanted)
+        await m.drain()
+        assert left.objects["f"][0] == bytes(wanted)
+
+
+@pytest.mark.expected_logs("was being written when the last run ended")
+@pytest.mark.parametrize("flags", [os.O_RDWR, os.O_WRONLY | os.O_TRUNC])
+async def test_a_staging_file_that_was_just_begun_is_no_content(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: int
+) -> None:
+    """Only that the attributes of the file were changed is in the journal."""
+    driver = placed({"f": (LARGE, 0o644)})
+    left: list[FakeStore] = []
+    async with mounted(tmp_path / "a", driver, options("async-through")) as m:
+        await m.entries()
+        driver.hold("put", "put_file", "copy")
+        inode = await m.inode("f")
+        await m.fs.setattr(inode, AttributeChanges(mode=0o600), None, CALLER)
+        await m.journal.commit()
+        begin = Writer._new_staging_file
+
+        def begun(writer: Writer, dirty: Dirty) -> int:
+            fd = begin(writer, dirty)
+            left.append(snapshot(m, tmp_path / "b"))
+            return fd
+
+        monkeypatch.setattr(Writer, "_new_staging_file", begun)
+        handle = await m.kernel.open(m.fs, inode, flags)
+        driver.release()
+        await m.kernel.close(m.fs, handle)
+    async with mounted(tmp_path / "b", left[0], later("async-through")) as m:
+        assert await content(m, "f") == LARGE
+        await m.drain()
+        assert left[0].objects["f"][0] == LARGE

@@ -8,7 +8,7 @@ from luxfuse.cache.page_cache import PageCache
 from luxfuse.cache.staged import StagedBytes
 from luxfuse.index.journal import FileRecord, Journal
 from luxfuse.tiers.staging import Staging
-from luxfuse.types import PAGE_BYTES, Kind
+from luxfuse.types import Kind
 from luxfuse.workers import Threads
 
 IO_THREADS = 4
@@ -29,7 +29,7 @@ class JournalContents:
         """Whether a file has content here, be it empty: not only its attributes were changed."""
         if record.content or record.size or self._journal.inline(number) is not None:
             return True
-        return self._staging.path_of(number).exists()
+        return _was_staged(record) and self._staging.path_of(number).exists()
 
     def is_there(self, number: int, record: FileRecord) -> bool:
         """Whether the staging file of a file is not what the store has; one that is goes."""
@@ -39,7 +39,7 @@ class JournalContents:
             st = self._staging.path_of(number).stat()
         except FileNotFoundError:
             return False
-        if (st.st_mtime_ns, st.st_size) != (record.stamp, record.size):
+        if _was_staged(record) and (st.st_mtime_ns, st.st_size) != (record.stamp, record.size):
             return True  # a program wrote to it on its own
         self._staging.remove(number)
         return False
@@ -54,7 +54,7 @@ class JournalContents:
             st = self._staging.path_of(number).stat()
         except FileNotFoundError:
             return False
-        if record.emptied:
+        if record.emptied or not _was_staged(record):
             return True
         at_risk = record.kind is Kind.FILE and self._journal.rebooted and not self._intact
         if not at_risk or self._journal.inline(number) is not None:
@@ -83,10 +83,11 @@ class JournalContents:
             os.utime(fd, ns=(record.stamp, record.stamp))
         elif inline is not None and st.st_mtime_ns != record.stamp:
             self._staging.sync(fd)  # it was written to since, and takes the place of what the journal has
-        if not record.base_size:
+        base_bytes = min(record.base_size, st.st_size)  # it may have been cut since that was noted
+        if not base_bytes:
             return StagedBytes(fd, path, cache=self._cache, threads=self._threads)
-        present = {page for pages in self._staging.data_ranges(fd, st.st_size) for page in pages}
-        base_pages = -(-record.base_size // PAGE_BYTES)
+        # Up to there: the page in which the object ends may have a hole behind that.
+        present = {page for pages in self._staging.data_ranges(fd, base_bytes) for page in pages}
         base = self._cache.acquire(record.base_key, record.base_version, record.base_size)
         return StagedBytes(
             fd,
@@ -94,6 +95,11 @@ class JournalContents:
             cache=self._cache,
             threads=self._threads,
             base=base,
-            base_bytes=record.base_size,
-            present={page for page in present if page < base_pages},
+            base_bytes=base_bytes,
+            present=present,
         )
+
+
+def _was_staged(record: FileRecord) -> bool:
+    """Whether a file had content here when it was noted: else a staging file was just begun, and has none yet."""
+    return record.content or record.size > 0 or record.stamp != 0
