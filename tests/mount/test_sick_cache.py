@@ -37,6 +37,11 @@ def flip(path: Path, offset: int, *, secretly: bool) -> None:
         os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
+def _all_is_counted(mount: Mount) -> None:
+    """What is fetched ahead is on the disk a moment before it is counted."""
+    wait_for("the ledger", lambda: mount.disk_bytes() <= mount.status()["tiers"][0]["used_bytes"] + MIB)
+
+
 class TestDamage:
     EXPECTED = ("damaged page",)
 
@@ -123,7 +128,7 @@ class TestDamage:
         mount.mount()
         for name, data in (("file", all_files()["file0"]), ("large", all_files()["large"])):
             assert mount.read(name) == digest(data)
-        assert mount.disk_bytes() <= mount.status()["tiers"][0]["used_bytes"] + MIB
+        _all_is_counted(mount)
 
     def test_an_index_that_was_removed(self, mount: Mount) -> None:
         mount.unmount()
@@ -131,8 +136,7 @@ class TestDamage:
         mount.mount()
         for name, data in (("file", all_files()["file0"]), ("large", all_files()["large"])):
             assert mount.read(name) == digest(data)
-        used = mount.status()["tiers"][0]["used_bytes"]
-        assert mount.disk_bytes() <= used + MIB
+        _all_is_counted(mount)
 
     @pytest.mark.parametrize("how", ["garbled", "zeroed", "garbled behind its head"])
     def test_a_damaged_index_is_set_aside(self, mount: Mount, how: str) -> None:

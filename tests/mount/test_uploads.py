@@ -256,6 +256,8 @@ def test_small_changes_to_a_large_object_send_little(
     mount = mounting(f"s3://{bucket}", endpoint_url=proxy.endpoint)
     if mode == "cached":
         mount.read("file")
+        # A read is answered when the bytes are there: a moment before they are counted.
+        wait_for("the end of fetching", lambda: mount.status()["understore"]["get_bytes"] >= len(before))
     fetched = mount.status()["understore"]["get_bytes"]
     proxy.reset_counts()
     writer = scribe(mount)

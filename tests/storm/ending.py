@@ -114,10 +114,14 @@ class Ending:
     # -- what was kept aside
 
     def _set_aside(self) -> Iterator[str]:
-        """Without a keeper a kill leaves files that were never closed (R3); with one, those whose close failed (R6)."""
+        """Without a keeper a kill leaves files that were never closed (R3); with one, those whose close failed (R6).
+
+        And one that was just begun, whose name the journal had not got yet: the open is made once more by the successor.
+        """
         aside = [path.name for path in self._mount.state.glob("recovered/*/*")]
         self.aside = len(aside)
-        strange = [name for name in aside if urllib.parse.unquote(name.rsplit(".", 2)[0]) not in self._failed]
+        known = [name for name in aside if not name.startswith("unknown-")]
+        strange = [name for name in known if urllib.parse.unquote(name.rsplit(".", 2)[0]) not in self._failed]
         if self._keeper and strange:
             yield f"set aside, though no call about it has failed: {strange[:10]}"
 
