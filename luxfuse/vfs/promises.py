@@ -206,7 +206,11 @@ class Promises:
 
     def _is_stored(self, dirty: Dirty, stamp: Stamp) -> bool:
         """Whether the store has all of a file with this stamp: it was opened for writing, and not written to, say."""
-        if dirty.uploaded is None or dirty.attributes_changed or dirty.has_changed(stamp, dirty.uploaded):
+        return not dirty.attributes_changed and self._has_content(dirty, stamp)
+
+    def _has_content(self, dirty: Dirty, stamp: Stamp) -> bool:
+        """Whether the store has the content with this stamp, though maybe not the attributes."""
+        if dirty.uploaded is None or dirty.has_changed(stamp, dirty.uploaded):
             return False
         return dirty.stored.is_under(dirty.key)
 
@@ -230,8 +234,10 @@ class Promises:
         """
         stamp, record = dirty.stamp, self._journal.files.get(dirty.number)
         if dirty.place is not None and stamp is not None and record is not None and record.closed:
-            if self._is_stored(dirty, stamp):
+            if self._has_content(dirty, stamp):
                 dirty.withdraw()
+                if dirty.attributes_changed:  # a push of these is due, and of no half of a content
+                    dirty.empties()
             elif record.has_inline and not dirty.has_changed(stamp, dirty.noted):
                 dirty.empties()
             if dirty.emptied or not dirty.closed:

@@ -203,6 +203,9 @@ class Writer:
         if entry is None or (unchanged and entry.size):
             return None
         dirty = self._make_dirty(entry, key)
+        if not unchanged and dirty.closed:  # its attributes are promised: until it is closed, with the object's content
+            dirty.withdraw()
+            dirty.empties()
         self.stage_new(dirty, self._notes.entry(dirty), unchanged=entry if unchanged else None)
         return dirty
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import msgspec
 import pytest
 import trio
+import trio.testing
 
 from luxfuse.errors import AccessDenied
 from luxfuse.index import lifecycle
@@ -264,3 +265,24 @@ async def test_a_store_that_refuses_the_credentials_keeps_no_successor_from_begi
         await until(lambda: len(m.dirty) > 0 or killed.objects["a"][3].get("mode") == "33152")
         await m.drain()
     assert tree_of(killed)["a"] == (OLD, 0o600)
+
+
+async def test_what_is_written_anew_after_a_change_of_mode_is_as_it_was_closed_last(tmp_path: Path) -> None:
+    """Half of it does not go up with the attributes, either."""
+    options = Options(write_mode="async-through")
+    async with mounted(tmp_path / "life", FakeStore(), options, clean_end=False) as m:
+        await m.entries()
+        await written(m, "stored", OLD)
+        inode = await m.inode("a")
+        await m.fs.setattr(inode, AttributeChanges(mode=0o644), None, CALLER)
+        handle = await m.kernel.open(m.fs, inode, os.O_WRONLY | os.O_TRUNC)
+        await m.kernel.write(m.fs, handle, 0, HALF)
+        m.writeback.hurry()
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        assert m.driver.objects["a"][0] == OLD
+        await m.journal.commit()
+        driver = snapshot(m, tmp_path / "killed")
+        await m.kernel.close(m.fs, handle)
+        await m.drain()
+        assert m.driver.objects["a"][0] == HALF
+    await shows(tmp_path / "killed", driver, options, OLD, [HALF])
