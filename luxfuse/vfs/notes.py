@@ -51,6 +51,13 @@ class Notes:
         self._namespace.hold(entry.inode, parent, name)
         return dirty
 
+    def has_other_base(self, dirty: Dirty) -> bool:
+        """Whether another part of a file with a name comes from an object than the journal has been told."""
+        before = self._journal.files.get(dirty.number)
+        if before is None or dirty.place is None or dirty.source is None:
+            return False
+        return before.base_size != dirty.content.base_bytes
+
     def note(self, dirty: Dirty, inline: bytes | None = None, *, synced: bool = False, entry: Entry | None = None) -> None:
         """Bring an entry to the journal, to be committed soon. ``synced``: the staging file is promised as it is now.
 

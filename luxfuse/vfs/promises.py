@@ -244,6 +244,16 @@ class Promises:
                 self._notes.note(dirty)
                 await self._journal.commit()
         await dirty.content.truncate(0)
+        await self.cut(dirty)
+
+    async def cut(self, dirty: Dirty) -> None:
+        """Note that less of a file comes from an object, which is not to come back after a kill. Raises OSError."""
+        if not self._notes.has_other_base(dirty):
+            return
+        if dirty.closed:  # what is promised from now on is to outlive a power cut
+            with dirty.content.in_use():
+                await self._threads.run(self._staging.sync, dirty.content.fd)
+        self._notes.note(dirty)
 
     async def secure(self, dirty: Dirty) -> None:
         """Promise a file as it is now, though nobody has asked for it. Raises OSError."""

@@ -323,6 +323,7 @@ class Writer:
         opened.opened()
         try:
             await opened.content.truncate(size)
+            await self._promises.cut(opened)
             self._room.account(opened)
             if opened.writers == 1:
                 await self._promises.sync(opened)
@@ -334,6 +335,7 @@ class Writer:
         content = dirty.content
         if mode & ~FALLOC_KEEP_SIZE:
             await self._room.fill(dirty)
+            await self._promises.cut(dirty)
         async with self._room.kept(dirty, 0 if mode & FALLOC_PUNCH_HOLE else length):
             await self._fallocate(content, mode, offset, length)
 

@@ -21,7 +21,7 @@ from luxfuse.vfs.attributes import AttributeChanges
 from luxfuse.vfs.dirty import Dirty
 from luxfuse.vfs.writer import Writer
 from tests.crash.lives import Killer, Tree, User, idle, placed, seen, tree_of
-from tests.support.fake_kernel import CALLER
+from tests.support.fake_kernel import CALLER, ref_of
 from tests.support.fake_store import FakeStore
 from tests.support.harness import BEGINNING_S, Mount, Options, mounted, pages, random_bytes, snapshot, until
 
@@ -761,3 +761,19 @@ async def test_a_staging_file_that_was_just_begun_is_no_content(
         assert await content(m, "f") == LARGE
         await m.drain()
         assert left[0].objects["f"][0] == LARGE
+
+
+async def test_what_was_cut_off_a_large_file_does_not_come_back(tmp_path: Path) -> None:
+    driver = placed({"f": (LARGE, 0o644)})
+    async with mounted(tmp_path / "a", driver, options("async-through")) as m:
+        await m.entries()
+        driver.hold("complete_upload", "put", "put_file")
+        handle = await write(m, "f", b"1")
+        await m.kernel.fsync(m.fs, handle)  # promised, with what is from the object
+        await m.fs.setattr(await m.inode("f"), AttributeChanges(size=0), ref_of(handle), CALLER)
+        await m.kernel.write(m.fs, handle, 8192, b"x")
+        left = await killed(m, tmp_path / "b")
+        driver.release()
+        await m.kernel.close(m.fs, handle)
+    async with mounted(tmp_path / "b", left, later("async-through")) as m:
+        assert await content(m, "f") == bytes(8192) + b"x"
