@@ -10,7 +10,7 @@ import signal
 from collections.abc import Callable
 
 DIE_AT = "LUXFUSE_DIE_AT"
-"""The environment variable with the name of the step at which the process kills itself."""
+"""The environment variable with the name of the step at which the process kills itself; "": the file says it."""
 
 
 DIE_ONCE = "LUXFUSE_DIE_ONCE"
@@ -18,14 +18,17 @@ DIE_ONCE = "LUXFUSE_DIE_ONCE"
 
 
 def _die(step: str) -> None:
-    if step != os.environ.get(DIE_AT):
-        return
-    once = os.environ.get(DIE_ONCE)
-    if once is not None:
-        try:
-            os.unlink(once)  # noqa: PTH108 (nothing is imported here that is not needed)
-        except FileNotFoundError:
+    at, once = os.environ.get(DIE_AT), os.environ.get(DIE_ONCE)
+    try:
+        if not at and once is not None:
+            with open(once) as file:  # noqa: PTH123 (nothing is imported here that is not needed)
+                at = file.read()
+        if step != at:
             return
+        if once is not None:
+            os.unlink(once)  # noqa: PTH108 (as above)
+    except FileNotFoundError:
+        return
     os.kill(os.getpid(), signal.SIGKILL)
 
 

@@ -12,7 +12,7 @@ from luxfuse.vfs.attributes import Stat
 from luxfuse.vfs.shares import LOCAL_MASK
 from luxfuse.vfs.volumes import Volume, Volumes
 
-RENAME_NOREPLACE, RENAME_EXCHANGE = 1, 2
+RENAME_NOREPLACE, RENAME_EXCHANGE, RENAME_WHITEOUT = 1, 2, 4
 
 
 class Handlers(Protocol):
@@ -95,11 +95,16 @@ async def renamed(
         raise NotMade
 
 
-def exchanged(
+def turned(
     self: Handlers, fact: BegunFact, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int, *_: Any
 ) -> bool:
-    """Whether two names were exchanged, which the same request would undo."""
-    if not flags & RENAME_EXCHANGE:
-        return False
-    now = [self.begun.inode(parent, name), self.begun.inode(new_parent, new_name)]
-    return now == [fact.other, fact.inode]
+    """Whether a rename was made already. The old name may stand for something else by now, which must not move as well.
+
+    That is what it was exchanged with, or a whiteout, or an object that has come to show as the other one is gone.
+    """
+    now = self.begun.inode(parent, name), self.begun.inode(new_parent, new_name)
+    if flags & RENAME_EXCHANGE:
+        return now == (fact.other, fact.inode)
+    if flags & RENAME_WHITEOUT and self.begun.is_special_since(fact, parent, name):
+        return True
+    return bool(fact.inode) and now[1] == fact.inode

@@ -23,6 +23,8 @@ from luxfuse.errors import LuxError
 from luxfuse.estate.facts import Facts
 from luxfuse.fuse.inheritance import RESENT
 from luxfuse.fuse.lowlevel import passthrough
+from luxfuse.index.entries import Entry
+from luxfuse.types import Kind
 from luxfuse.vfs.shares import LOCAL_MASK
 from luxfuse.vfs.volumes import Volumes
 
@@ -35,9 +37,9 @@ _encode = msgspec.msgpack.Encoder().encode
 
 
 class BegunFact(msgspec.Struct, array_like=True, frozen=True):
-    """A change that was begun. Of what is made: ``first_new``, the lowest inode number that it can have got.
+    """A change that was begun. ``first_new``: the lowest inode number that what it makes can have got.
 
-    Else the inodes that its names stood for, as far as they were known (0: they were not).
+    ``inode``, ``other``: those that its names stood for, as far as they were known (0: they were not).
     """
 
     first_new: int
@@ -91,9 +93,17 @@ class Begun:
 
     def inode(self, parent: int, name: bytes) -> int:
         """Return the inode that a name stands for, as far as that is known; 0: it is not."""
-        with self._volumes.of(parent) as fs:
-            entry = fs.namespace.peek(parent & LOCAL_MASK, name)
+        entry = self._entry(parent, name)
         return entry.inode if entry is not None else 0
+
+    def is_special_since(self, fact: BegunFact, parent: int, name: bytes) -> bool:
+        """Whether a name stands for a special file, which only mounts make, that there was not when a change was begun."""
+        entry = self._entry(parent, name)
+        return entry is not None and entry.kind is Kind.SPECIAL and entry.inode >= fact.first_new
+
+    def _entry(self, parent: int, name: bytes) -> Entry | None:
+        with self._volumes.of(parent) as fs:
+            return fs.namespace.peek(parent & LOCAL_MASK, name)
 
     @contextlib.contextmanager
     def of_attribute(self, unique: int, inode: int, name: bytes) -> Iterator[BegunAttribute]:
@@ -146,7 +156,7 @@ def once(
     ``names``: takes the handler's arguments, and returns (parent, name) that it changes; ``other``: the second one.
     ``done``: the errors that it meets if the change was made. ``made``: takes the handler's `self`, the fact, the request's
     number, and the arguments; returns the answer to a change that was made, or raises `NotMade`. ``turned``: of the same,
-    whether a change was made that would be undone if it were made again.
+    whether a change was made that would be undone, or spoilt, if it were made again.
     """
 
     def decorate(handler: F) -> F:

@@ -17,7 +17,6 @@ from luxfuse.core.histogram import Histogram
 from luxfuse.core.listed_spans import Position
 from luxfuse.errors import LuxError
 from luxfuse.fuse.again import (
-    exchanged,
     first_name,
     made_file,
     made_link,
@@ -26,6 +25,7 @@ from luxfuse.fuse.again import (
     renamed,
     second_name,
     third_name,
+    turned,
 )  # fmt: skip
 from luxfuse.fuse.attributes import NUMBER_MASK, caller_of, changes_of, ref_of, to_kernel, without_set_ids
 from luxfuse.fuse.errnos import Observer, Running, changing, guarded
@@ -374,7 +374,7 @@ class Operations(pyfuse3.Operations):
         self.volumes.offer(parent_inode)
 
     @changing
-    @once(first_name, EITHER, renamed, other=third_name, turned=exchanged)
+    @once(first_name, EITHER, renamed, other=third_name, turned=turned)
     async def rename(
         self, parent_inode_old: Any, name_old: Any, parent_inode_new: Any, name_new: Any, flags: Any, ctx: Any
     ) -> None:

@@ -9,6 +9,7 @@ from luxfuse.cache.page_cache import PageCache
 from luxfuse.errors import StoreError
 from luxfuse.index.entries import Entry
 from luxfuse.index.names import ROOT_INODE
+from luxfuse.steps import reached
 from luxfuse.types import Buffer, Kind
 from luxfuse.vfs.answers import Answers
 from luxfuse.vfs.attributes import AttributeChanges, Caller, Stat
@@ -244,6 +245,7 @@ class FileSystem:
         if dirty is None or not writing:
             raise BadHandle("the file is not open for writing")
         await self._writer.write(dirty, offset, data)
+        reached("write.made")
         return len(data)
 
     async def flush(self, ref: Ref) -> None:
@@ -292,6 +294,7 @@ class FileSystem:
         if dirty is None or not writing:
             raise BadHandle("the file is not open for writing")
         await self._writer.fallocate(dirty, mode, offset, length)
+        reached("fallocate.made")
 
     def close_idle(self) -> bool:
         """Give up the backings of files that are not open; returns whether no file and no directory is open."""
@@ -307,6 +310,7 @@ class FileSystem:
             dirty = opened if writing else None
         self._refusals.check_inode(inode)
         await self._describing.set_attributes(inode, changes, dirty, caller)
+        reached("attributes.made")
         return await self.getattr(inode)
 
     def setattr_now(self, inode: int, changes: AttributeChanges) -> Stat | None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -44,6 +46,17 @@ def kept(mounting: Mounts, s3: FastS3, bucket: str) -> Mount:
     return mounting(
         f"s3://{bucket}", "--write-mode", "async-through", endpoint_url=s3.endpoint, keeper=True, expected_logs=[DIED]
     )
+
+
+def polls_the_device(pid: int) -> bool:
+    """Whether a process has the device of any mount in an epoll set: it would be woken for every request."""
+    device = os.stat("/dev/fuse").st_ino
+    for info in Path(f"/proc/{pid}/fdinfo").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            for line in info.read_text().splitlines():
+                if line.startswith("tfd:") and f" ino:{device:x} " in line:
+                    return True
+    return False
 
 
 class Program:
@@ -113,6 +126,11 @@ def test_the_keeper_is_small_and_the_daemon_its_child(mounting: Mounts, s3: Fast
     open_files = len(os.listdir(f"/proc/{keeper}/fd"))
     for _ in range(3):
         kept.replaced()
+    assert not polls_the_device(keeper)
+    assert not polls_the_device(kept.pid)
+    with select.epoll() as polling, open("/dev/fuse", "rb", buffering=0) as device:
+        polling.register(device)
+        assert polls_the_device(os.getpid()), "it would be seen"
     status = Path(f"/proc/{keeper}/status").read_text()
     assert int(status.partition("VmHWM:")[2].split()[0]) < KEEPER_MOST_KB, "at its most"
     assert len(os.listdir(f"/proc/{keeper}/fd")) <= open_files, "none is left of a daemon that died"
