@@ -70,7 +70,7 @@ echo "== luxfuse mount s3://demo"
 ls "$mountpoint"
 
 drop_page_cache() {
-    sync
+    sync -f "$work"
     if [ "$(id -u)" = 0 ]; then echo 1 2>/dev/null >/proc/sys/vm/drop_caches || true; fi
 }
 

@@ -7,17 +7,13 @@ import errno
 import functools
 import os
 import re
-import shlex
 import shutil
 import subprocess
 from collections import defaultdict
 from pathlib import Path
-from typing import Any
 
 import pytest
-import typer
 
-from luxfuse.cli import command_line
 from tests.support import manual
 
 ROOT = Path(__file__).parent.parent
@@ -173,41 +169,3 @@ def test_the_manual_page_has_every_command_as_its_help_has_it() -> None:
         command = ["groff", "-ww", "-man", "-Tutf8", "-z", str(manual.PAGE)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
         assert (done.returncode, done.stderr) == (0, "")
-
-
-COMMAND = re.compile(r"(?:^ {4,}|`|&& |sudo |-- )luxfuse ([a-z][^`\n]*)", re.MULTILINE)
-
-
-def commands(text: str) -> list[list[str]]:
-    """Return the arguments of the commands of luxfuse in a document, but of those in a form, as with ``[options]``."""
-    found = COMMAND.findall(text.replace("\\\n", " "))
-    lines = [re.split(r" #|\s[|&>]", line)[0] for line in found if not re.search(r"…|\.\.\.|\[|\b[MN]\b", line)]
-    return [words for line in lines if (words := shlex.split(line))]
-
-
-def understood(words: list[str]) -> str:
-    """Return why a command line is not understood; "" if it is, or is only named and lacks what it needs."""
-    command: Any = typer.main.get_command(command_line.all_commands())
-    context, rest = typer.Context(command, info_name="luxfuse"), words
-    try:
-        while hasattr(command, "resolve_command") and rest:
-            name, command, rest = command.resolve_command(context, rest)
-            context = typer.Context(command, parent=context, info_name=name)
-        command.parse_args(context, rest)
-    except Exception as exc:
-        return "" if type(exc).__name__ in ("MissingParameter", "NoArgsIsHelpError") else f"{' '.join(words)}: {exc}"
-    return ""
-
-
-@pytest.mark.parametrize("document", ["README.md", *(name for name in DOCUMENTS if name.startswith("luxfuse/"))])
-def test_commands_in_documents_are_understood(document: str) -> None:
-    assert list(filter(None, map(understood, commands((ROOT / document).read_text())))) == []
-
-
-def test_commands_are_found_in_documents() -> None:
-    text = "    luxfuse mount s3://b /mnt \\\n      --read-only  # so\n`luxfuse pin PATH...`, `luxfuse persist`"
-    assert commands(text) == [["mount", "s3://b", "/mnt", "--read-only"], ["persist"]]
-    assert len([words for name in DOCUMENTS for words in commands((ROOT / name).read_text())]) > 60
-    assert understood(["mount", "s3://b", "/mnt", "--such"]) == "mount s3://b /mnt --such: No such option: --such"
-    assert understood(["mounted"])
-    assert understood(["status", "/mnt", "more"])

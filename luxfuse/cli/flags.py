@@ -31,7 +31,7 @@ def with_settings(*, attachable: bool = False) -> Callable[[Command], Command]:
     def decorate(command: Command) -> Command:
         def called(**arguments: Any) -> int:
             flags = {setting.name: arguments.pop(setting.name) for setting in chosen}
-            return command(**arguments, settings=_written(flags))
+            return command(**arguments, settings=written(flags))
 
         own = inspect.signature(command, eval_str=True)
         parameters = [parameter for name, parameter in own.parameters.items() if name != "settings"]
@@ -43,7 +43,7 @@ def with_settings(*, attachable: bool = False) -> Callable[[Command], Command]:
     return decorate
 
 
-def _written(flags: dict[str, Any]) -> dict[str, Any]:
+def written(flags: dict[str, Any]) -> dict[str, Any]:
     """Return the flags that were given; of NAME=VALUE pairs, as a table."""
     found = {}
     for setting in SETTINGS:

@@ -1,8 +1,10 @@
-"""The examples of examples/training and examples/tables, each run on a mount where its packages are installed."""
+"""The examples: the quickstart, and those of examples/training and examples/tables where their packages are installed."""
 
 from __future__ import annotations
 
 import importlib.util
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -56,3 +58,21 @@ def test_runs_on_a_mount(mounting: Mounts, proxy: FaultProxy, bucket: str, name:
     else:
         printed = run(f"{place}.bin" if name == "training/tokens.py" else place)
     assert expected in printed
+
+
+def test_the_quickstart_runs_and_leaves_nothing(tmp_path: Path) -> None:
+    """As it is, but with the virtualenv and the packages that are here."""
+    shutil.copy(EXAMPLES / "quickstart.sh", tmp_path)
+    (tmp_path / "bootstrap.sh").write_text(f'VENV="{sys.prefix}"\nbootstrap() {{ test "$*" = demo; }}\n')
+    place = tmp_path / "here"
+    place.mkdir()
+    command = ["bash", str(tmp_path / "quickstart.sh")]
+    environment = {**os.environ, "TMPDIR": str(place)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stderr == ""
+    told = done.stdout.splitlines()
+    assert "every byte is what was put in the bucket" in told
+    assert [line.split()[0] for line in told if "MiB/s" in line] == ["cold,", "warm,"]
+    assert "passthrough" in done.stdout
+    assert list(place.iterdir()) == []

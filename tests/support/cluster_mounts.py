@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from luxfuse.cli import cluster
 from tests.support.mounted import Mount, Mounts, wait_for
 
 
 def make_key(path: Path, secret: bytes | None = None) -> Path:
-    """Write a key file."""
-    path.write_text((secret or os.urandom(32)).hex() + "\n")
-    path.chmod(0o600)
+    """Write a key file as ``luxfuse cluster init`` does, or one with this key."""
+    if secret is None:
+        assert cluster.init(str(path)) == 0
+    else:
+        path.write_text(secret.hex() + "\n")
+        path.chmod(0o600)
     return path
 
 
