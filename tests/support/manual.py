@@ -43,7 +43,7 @@ The log of each mount.
 .TP
 /etc/fstab
 .nf
-s3://bucket /mnt/bucket luxfuse _netdev,nofail,write_mode=async-through 0 0
+s3://bucket /mnt/bucket fuse.luxfuse _netdev,nofail,write_mode=async-through 0 0
 .fi
 .SH SEE ALSO
 .BR mount (8),

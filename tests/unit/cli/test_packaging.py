@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -66,6 +67,16 @@ def test_lines_for_fstab_are_understood_by_systemd_and_by_us(tmp_path: Path) -> 
         assert "TimeoutSec=1min 30s" in unit
     assert (tmp_path / "mnt-scratch.automount").exists()
     assert (tmp_path / "remote-fs.target.wants" / "mnt-bucket.mount").exists(), "it comes after the network"
+
+
+@pytest.mark.parametrize("document", ["systemd/fstab.example", "luxfuse/docs/luxfuse.1", "luxfuse/docs/USING.md"])
+def test_lines_for_fstab_have_the_type_that_mount_knows(document: str) -> None:
+    """mount(8) runs /sbin/mount.fuse for it, which takes what is behind the dot for the program."""
+    lines = re.findall(r"^ *\w+://\S+ +/\S+ .* 0 +0$", (ROOT / document).read_text(), re.MULTILINE)
+    assert lines
+    for line in lines:
+        assert line.split()[2] == "fuse.luxfuse", line
+        assert parse_options([line.split()[3]], fstab=True)
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
