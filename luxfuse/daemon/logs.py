@@ -14,6 +14,7 @@ from datetime import datetime
 from pathlib import Path
 
 from luxfuse.config import Settings
+from luxfuse.core.printing import printable
 
 FILE_BYTES = 10 << 20
 FILES_KEPT = 3
@@ -44,7 +45,12 @@ class Lines(logging.Formatter):
             fields["exception"] = self.formatException(record.exc_info)
         if self._journal:
             del fields["timestamp"]
-        text = json.dumps(fields) if self._as_json else " ".join(f"{name}={_value(text)}" for name, text in fields.items())
+        if (
+            self._as_json
+        ):  # names may be no UTF-8, and half a character, as JSON could escape it, is refused by many readers
+            text = json.dumps({name: each.encode(errors="backslashreplace").decode() for name, each in fields.items()})
+        else:
+            text = " ".join(f"{name}={_value(each)}" for name, each in fields.items())
         return f"<{_severity(record.levelno)}>{text}" if self._journal else text
 
 
@@ -63,11 +69,11 @@ def is_journal(fd: int) -> bool:
 
 
 def _value(text: str) -> str:
-    """Return ``text`` as logfmt has it: in quotes where it would not be one word."""
+    """Return ``text`` as logfmt has it: in quotes where it would not be one word, and with nothing that steers a terminal."""
     quoted = any(mark in text for mark in ' ="')
     if quoted:
         text = text.replace("\\", "\\\\")
-    text = text.replace('"', '\\"').replace("\n", "\\n")
+    text = printable(text.replace('"', '\\"'))
     return f'"{text}"' if quoted else text
 
 
@@ -80,7 +86,7 @@ class LogFile(logging.handlers.RotatingFileHandler):
     """The log file. What libraries write to stderr by themselves goes there too, where the daemon was started so."""
 
     def __init__(self, path: str) -> None:
-        super().__init__(path, maxBytes=FILE_BYTES, backupCount=FILES_KEPT)
+        super().__init__(path, maxBytes=FILE_BYTES, backupCount=FILES_KEPT, encoding="utf-8", errors="backslashreplace")
 
     def reopen(self) -> None:
         """Go on in the file that has the name now: somebody has moved the old one away. Raises OSError, with it kept."""
@@ -116,7 +122,7 @@ class Recent(logging.Handler):
         """Keep a record."""
         self.records.append({
             "time": record.created, "level": record.levelname.lower(), "logger": record.name,
-            "event": record.getMessage()[:RECENT_CHARACTERS],
+            "event": printable(record.getMessage()[:RECENT_CHARACTERS]),
         })  # fmt: skip
 
 

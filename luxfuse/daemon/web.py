@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import socket
 import time
@@ -95,7 +96,7 @@ class WebPage:
 
     def status(self) -> bytes:
         """Return the status document as JSON."""
-        return self._once("status", lambda: msgspec.json.encode(self._document))
+        return self._once("status", lambda: _json(self._document))
 
     def history(self, span: str) -> bytes | None:
         """Return the samples of a span, recent warnings and errors, and the busiest files, as JSON."""
@@ -104,7 +105,7 @@ class WebPage:
             return None
         return self._once(
             span,
-            lambda: msgspec.json.encode({**ring.document(), "events": logs.recent(), "files": self._busy.top(FILES_SHOWN)}),
+            lambda: _json({**ring.document(), "events": logs.recent(), "files": self._busy.top(FILES_SHOWN)}),
         )
 
     def metrics(self, accept: str) -> tuple[bytes, str]:
@@ -118,3 +119,11 @@ class WebPage:
             self._made[what] = make()
         found: T = self._made[what]
         return found
+
+
+def _json(document: dict[str, Any]) -> bytes:
+    """Return a document as JSON. Names that are no UTF-8 are escaped, as on the control socket; that takes ten times as long."""
+    try:
+        return msgspec.json.encode(document)
+    except UnicodeEncodeError:
+        return json.dumps(document).encode()

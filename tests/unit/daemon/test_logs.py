@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from luxfuse.config import Settings
@@ -37,6 +38,9 @@ def line(message: str, *arguments: object, level: int = logging.INFO, exc_info: 
         ("back\\slash", "back\\slash"),
         ("back\\slash in words", r'"back\\slash in words"'),
         ("two\nlines", r"two\nlines"),
+        ("red\x1b[31m", r"red\x1b[31m"),
+        ("back\rto the start", r'"back\rto the start"'),
+        (os.fsdecode(b"no \xff UTF-8, \xc3\xa9 is"), r'"no \udcff UTF-8, é is"'),
     ],
 )
 def test_message_is_one_value(message: str, written: str) -> None:
@@ -70,6 +74,40 @@ def test_lines_of_json() -> None:
     assert fields["event"] == 'say "so\nit is"'
     assert fields["level"] == "info"
     assert fields["exception"].endswith("ValueError: bad\nvalue")
+
+
+NO_UTF8 = os.fsdecode(b"a\xff\x1b")
+
+
+def test_names_of_any_bytes_reach_every_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    handler, recent = logs.LogFile(str(tmp_path / "log")), logs.Recent()
+    handler.setFormatter(logs.Lines(as_json=True))
+    record = logging.LogRecord("luxfuse", logging.WARNING, "", 1, "lookup of %s", (NO_UTF8,), None)
+    plain = logging.LogRecord("luxfuse", logging.WARNING, "", 1, "%s", (NO_UTF8,), None)
+    try:
+        handler.emit(record)
+        handler.setFormatter(None)
+        handler.emit(plain)
+    finally:
+        handler.close()
+    first, second = (tmp_path / "log").read_text("utf-8").splitlines()
+    assert json.loads(first)["event"] == "lookup of a\\udcff\x1b"
+    assert second == "a\\udcff\x1b"
+    recent.emit(record)
+    monkeypatch.setattr(logging.getLogger(), "handlers", [recent])
+    assert [each["event"] for each in logs.recent()] == [r"lookup of a\udcff\x1b"]
+    msgspec.json.encode(logs.recent())
+
+
+def test_the_last_warnings_are_kept_the_newest_first_and_shortened(monkeypatch: pytest.MonkeyPatch) -> None:
+    recent = logs.Recent()
+    monkeypatch.setattr(logging.getLogger(), "handlers", [recent])
+    for number in range(logs.RECENT_KEPT + 3):
+        recent.handle(logging.LogRecord("luxfuse.place", logging.ERROR, "", 1, f"{number} {'x' * 1000}", (), None))
+    kept = logs.recent()
+    assert [str(each["event"]).split()[0] for each in kept] == [str(number) for number in range(52, 2, -1)]
+    assert {len(str(each["event"])) for each in kept} == {logs.RECENT_CHARACTERS}
+    assert (kept[0]["level"], kept[0]["logger"]) == ("error", "luxfuse.place")
 
 
 @pytest.mark.parametrize(
