@@ -69,7 +69,7 @@ def is_journal(fd: int) -> bool:
 
 
 def _value(text: str) -> str:
-    """Return ``text`` as logfmt has it: in quotes where it would not be one word, and with nothing that steers a terminal."""
+    """Return ``text`` as logfmt has it: in quotes where it would not be one word. Nothing in it steers a terminal."""
     quoted = any(mark in text for mark in ' ="')
     if quoted:
         text = text.replace("\\", "\\\\")
