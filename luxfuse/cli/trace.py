@@ -88,7 +88,8 @@ def line_of(event: Mapping[str, Any]) -> str:
     """Return an event as a line for people."""
     when = datetime.fromtimestamp(event["time"]).strftime("%H:%M:%S.%f")[:-3]
     file, program = names_of(event)
-    what = f"{when} {program} uid {event.get('uid', 0)} {event['op']} {file}"
+    uid = event.get("uid", 0)
+    what = f"{when} {program} uid {'?' if uid is None else uid} {event['op']} {file}"
     if event["op"] in ("read", "write"):
         what += f" {event.get('offset', 0)}+{event.get('bytes', 0)}"
     what += f" {_duration(event.get('took_s', 0.0))}"

@@ -81,7 +81,8 @@ def names_of(event: Mapping[str, Any]) -> tuple[str, str]:
     file = "(no name)" if path is None else path or "/"
     if (to := event.get("to")) is not None:
         file += f" -> {to}"
-    return printable(file), printable(f"{event.get('program', '?')}[{event.get('pid', 0)}]")
+    pid = event.get("pid", 0)
+    return printable(file), printable(f"{event.get('program', '?')}[{'?' if pid is None else pid}]")
 
 
 def causes_of(event: Mapping[str, Any]) -> dict[str, float]:

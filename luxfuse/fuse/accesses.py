@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from luxfuse.fuse.attributes import NUMBER_MASK
-from luxfuse.fuse.errnos import Running
+from luxfuse.fuse.errnos import UNKNOWN, Running
 from luxfuse.fuse.lowlevel import passthrough
 from luxfuse.fuse.operations import Operations
 from luxfuse.vfs.paths import inode_of, name_in, path_of, size_of
@@ -27,7 +27,8 @@ _BELIEVED_S = 10.0
 
 @dataclass(slots=True)
 class Access:
-    """A request that has ended. ``began_s``: by `time.perf_counter`; ``thread``: of the caller, 0 for the kernel itself.
+    """A request that has ended. ``began_s``: by `time.perf_counter`; ``thread``: of the caller, 0 for the kernel itself,
+    `UNKNOWN` (as ``user`` and ``process`` are then) if the request began before anybody watched.
 
     ``queued_s``: how long it waited before Python looked at it, as far as that is known; ``bytes`` that were read or
     written, of an open the size of the file. ``sources``: bytes by source. ``way``: of an open, what reads the file from
@@ -75,8 +76,8 @@ def access_of(
 ) -> Access:
     """Return what a handler has done. ``in_kernel``: registered files are read in passthrough."""
     name, now_s = running.name, time.perf_counter()
-    queued_s = max(0.0, running.began_s - running.at_ns / 1e9) if running.at_ns else 0.0
-    found = Access(name, None, running.thread, running.user, running.began_s, now_s - running.began_s, queued_s, code=code)
+    found = Access(name, None, running.thread, running.user, running.began_s, now_s - running.began_s, code=code)
+    found.queued_s = running.queued_s
     found.path, found.to = _path(operations, name, arguments), _new_name(operations.volumes, name, arguments)
     if running.origins is not None and running.origins.bytes:
         found.sources = dict(running.origins.bytes)
@@ -85,7 +86,8 @@ def access_of(
         found.offset = arguments[1]
         found.bytes = len(result) if name == "read" and not code else result or 0
     elif name == "open" and not code:
-        found.bytes = size_of(operations.volumes, arguments[0])
+        if running.is_watched:  # else it is not known that the bytes were there already
+            found.bytes = size_of(operations.volumes, arguments[0])
         fast = result.fh & passthrough.MARK_FAST
         found.way = "copied" if not fast else "passthrough" if in_kernel else "dataplane"
     elif name == "lookup" and result is not None and not result.st_ino:
@@ -139,8 +141,8 @@ class Programs:
 
 
 def _look(thread: int) -> tuple[int, str]:
-    if not thread:
-        return 0, "kernel"
+    if thread in (0, UNKNOWN):
+        return thread, "?" if thread else "kernel"
     process, program = thread, "?"
     try:
         for line in Path(f"/proc/{thread}/status").read_text(errors="replace").splitlines()[:8]:

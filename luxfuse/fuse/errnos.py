@@ -44,6 +44,10 @@ OF_PROGRAMS = frozenset(
 file: a staging directory that is gone is no missing file (ENOENT), one that is read-only no read-only mount (EROFS)."""
 
 
+UNKNOWN = -1
+"""Caller of a request that began before anybody watched."""
+
+
 class Running:
     """A handler that runs: ``began_s`` is by `time.perf_counter`, ``reported`` whether the log told of it."""
 
@@ -57,11 +61,22 @@ class Running:
         self.reported = False
         self.call: Any = None
         """The handler's coroutine."""
-        self.thread = self.user = self.at_ns = 0
-        """Whose request it is, and when a lane read it if somebody traces (`passthrough.caller`)."""
+        self.thread = self.user = UNKNOWN
+        self.at_ns = 0
+        """Whose request it is, and when a lane read it, 0 if that was not noted (`passthrough.caller`); see `watch`."""
         self.origins: Origins | None = None
         self.places: dict[str, float] | None = None
         """Where it has been found to wait, for how many seconds; see `Watchdog`."""
+
+    @property
+    def is_watched(self) -> bool:
+        """Whether it is known whose it is, and where its bytes come from."""
+        return self.thread != UNKNOWN
+
+    @property
+    def queued_s(self) -> float:
+        """How long it waited before Python looked at it, as far as that is known."""
+        return max(0.0, self.began_s - self.at_ns / 1e9) if self.at_ns else 0.0
 
     def watch(self) -> None:
         """Note whose request it is, at the beginning, and from then on where its bytes come from."""

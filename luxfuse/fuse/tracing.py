@@ -16,7 +16,7 @@ import trio
 
 from luxfuse.errors import MountError
 from luxfuse.fuse.accesses import SILENT, Access, Programs, access_of
-from luxfuse.fuse.errnos import Running
+from luxfuse.fuse.errnos import UNKNOWN, Running
 from luxfuse.fuse.kernel import KernelSide
 from luxfuse.fuse.lowlevel import passthrough
 from luxfuse.fuse.noting import note
@@ -32,6 +32,7 @@ NOTED = 5
 SLOW_S = 0.02
 _PIECE = 400
 """Events in a line: no more than the client takes, with the longest paths."""
+_WHOSE = ("pid", "uid")
 _OPERATIONS = {1: "lookup", 3: "getattr", 14: "open", 15: "read", 16: "write"}
 """Names of the kernel's numbers, of requests that lanes answer."""
 
@@ -138,12 +139,16 @@ class _Watcher:
 
 
 def event(access: Access, wall_s: float) -> dict[str, object]:
-    """Return an access as JSON has it: ``time`` is when it began, seconds of the wall clock; what is empty is left out."""
+    """Return an access as JSON has it: ``time`` is when it began, seconds of the wall clock; what is empty is left out.
+
+    None: that is not known, of ``path``, ``pid`` and ``uid``.
+    """
     told = {
         "time": round(access.began_s + wall_s, 6), "op": access.operation, "path": access.path, "to": access.to,
-        "pid": access.process, "program": access.program, "uid": access.user,
+        "pid": None if access.process == UNKNOWN else access.process, "program": access.program,
+        "uid": None if access.user == UNKNOWN else access.user,
         "took_s": round(access.took_s, 7), "queued_s": round(access.queued_s, 7),
         "offset": access.offset, "bytes": access.bytes, "sources": access.sources, "way": access.way,
         "waited": access.waited, "error": access.error,
     }  # fmt: skip
-    return {name: value for name, value in told.items() if value or name == "path"}
+    return {name: value for name, value in told.items() if value or name == "path" or (value is None and name in _WHOSE)}

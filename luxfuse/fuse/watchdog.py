@@ -7,6 +7,7 @@ each waits for, which is all that a mount that hangs can still tell of itself.
 from __future__ import annotations
 
 import logging
+import math
 import sys
 import threading
 import time
@@ -19,6 +20,7 @@ import trio
 
 from luxfuse.core.deadlines import Verdict, judge
 from luxfuse.core.units import format_age
+from luxfuse.fuse.lowlevel import passthrough
 from luxfuse.fuse.noting import frames_of, keep_noting
 from luxfuse.fuse.operations import Operations
 from luxfuse.fuse.slow import SlowRequests
@@ -41,8 +43,9 @@ class Watchdog:
         """``slow_s``: note of requests of half that age what they wait for."""
         self._operations = operations
         self._slow_s = slow_s
-        if slow_s is not None:
-            operations.observers.append(SlowRequests(operations, slow_s))
+        self._slow = SlowRequests(operations, slow_s) if slow_s is not None else None
+        if self._slow is not None:
+            operations.observers.append(self._slow)
         self._request_timeout_s = request_timeout_s
         self._check_s = check_s
         self._turns = 0
@@ -55,6 +58,7 @@ class Watchdog:
         loop = threading.get_ident()
         thread = threading.Thread(target=self._watch, args=(loop,), name="watchdog", daemon=True)
         thread.start()
+        passthrough.time_queue(self._slow is not None)
         try:
             async with trio.open_nursery() as nursery:
                 if self._slow_s is not None:
@@ -65,9 +69,14 @@ class Watchdog:
                     self.look(time.perf_counter())
         finally:
             self._ended.set()
+            passthrough.time_queue(False)
+            if self._slow is not None:
+                self._slow.tell_untold(math.inf)
 
     def look(self, now_s: float) -> None:
         """Report requests that take too long, once each, and end those of which nothing can come."""
+        if self._slow is not None:
+            self._slow.tell_untold(now_s)
         for request in list(self._operations.running):
             verdict = judge(request.name, now_s - request.began_s, self._request_timeout_s)
             if verdict is Verdict.IN_TIME or request.reported:

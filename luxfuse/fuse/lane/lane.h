@@ -73,8 +73,10 @@ struct request {
 	struct request *next;
 	size_t size;
 	void *data;
-	int64_t at_ns; /* when it was read, while `tracing` is set; else 0 */
+	int64_t at_ns; /* when it was read, while `tracing` or `queue_timed` is set; else 0 */
 };
+
+extern atomic_bool queue_timed; /* somebody wants to know how long requests wait here */
 
 bool enqueue(const void *data, size_t size); /* false: no memory. Waits while the queue is full. */
 struct request *dequeue(void);		     /* NULL: there is none */

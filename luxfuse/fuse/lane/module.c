@@ -72,6 +72,15 @@ static PyObject *py_trace(PyObject *self, PyObject *args)
 	Py_RETURN_NONE;
 }
 
+static PyObject *py_time_queue(PyObject *self, PyObject *args)
+{
+	int wanted;
+	if (!PyArg_ParseTuple(args, "p", &wanted))
+		return NULL;
+	atomic_store(&queue_timed, wanted);
+	Py_RETURN_NONE;
+}
+
 #define TRACED_AT_ONCE 400u
 
 static PyObject *py_take_traced(PyObject *self, PyObject *args)
@@ -576,7 +585,8 @@ static PyMethodDef methods[] = {
 	{ "take_interrupted", py_take_interrupted, METH_NOARGS, "take_interrupted() -> [number of a request whose caller has a signal]." },
 	{ "xattr_flags", py_xattr_flags, METH_NOARGS, "xattr_flags() -> flags of the SETXATTR whose handler begins, which pyfuse3 is not told." },
 	{ "current", py_current, METH_NOARGS, "current() -> (number, thread of the caller) of the request whose handler begins; 0: not known." },
-	{ "caller", py_caller, METH_NOARGS, "caller() -> (thread of the caller, its user, ns when its request was read, 0 unless `trace` is on), as current." },
+	{ "caller", py_caller, METH_NOARGS, "caller() -> (thread of the caller, its user, ns when its request was read, 0 unless `trace` or `time_queue` is on), as current." },
+	{ "time_queue", py_time_queue, METH_VARARGS, "time_queue(wanted): note when requests are read, for `caller`, or end that." },
 	{ "trace", py_trace, METH_VARARGS, "trace(wanted): note what is answered here from now on, or end that." },
 	{ "take_traced", py_take_traced, METH_NOARGS, "take_traced() -> ([(began_ns, took_ns, ino, offset, bytes, thread, user, opcode, passthrough, name)], dropped): the next of what was noted, and how many found no room since the last call." },
 	{ "push", py_push, METH_VARARGS, "push(request: bytes): hand one request to pyfuse3." },

@@ -26,6 +26,7 @@ struct queue {
 };
 static struct queue queue, prompt; /* those of the second one are answered as prompt.c says */
 int wakeup_fd = -1, prompt_fd = -1;
+atomic_bool queue_timed;
 static bool prompt_wanted; /* guarded by `queue_lock` */
 
 void tell(int eventfd)
@@ -92,7 +93,9 @@ bool enqueue(const void *data, size_t size)
 		return false;
 	}
 	memcpy(copy, data, size);
-	*r = (struct request){ NULL, size, copy, atomic_load_explicit(&tracing, memory_order_relaxed) ? trace_clock() : 0 };
+	const bool timed = atomic_load_explicit(&tracing, memory_order_relaxed) ||
+			   atomic_load_explicit(&queue_timed, memory_order_relaxed);
+	*r = (struct request){ NULL, size, copy, timed ? trace_clock() : 0 };
 	const bool may_be_prompt = is_prompt(data, size);
 	struct queue *to;
 	pthread_mutex_lock(&queue_lock);
