@@ -62,6 +62,13 @@ class AccessDenied(StoreError):
         self.renewable = renewable
 
 
+class NoCredentials(AccessDenied):
+    """There are no credentials now to ask the store with: it was not asked, and may be there or not."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text, renewable=True)
+
+
 class VersionChanged(StoreError):
     """The object is no longer the version that was asked for (412, or another ETag came back)."""
 

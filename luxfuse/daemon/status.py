@@ -201,7 +201,7 @@ def _degraded(p: VolumeParts) -> list[str]:
     presence = p.store.presence
     if presence.denied_s is not None:
         since = f"since {format_age(presence.denied_s)} ({presence.denial})"
-        reasons.append(f"the under-store refuses the credentials {since}: {STALE}")
+        reasons.append(f"the under-store {presence.denies} {since}: {STALE}")
     if not p.store.reachable:
         since = f" since {format_age(presence.away_s)} ({presence.cause})" if presence.away_s is not None else ""
         reasons.append(f"the under-store cannot be reached{since}: {STALE}")

@@ -12,6 +12,7 @@ from typing import Any
 from luxfuse.errors import (
     AccessDenied,
     BucketMissing,
+    NoCredentials,
     NotFound,
     QuotaExceeded,
     ReadOnlyStore,
@@ -24,8 +25,9 @@ from luxfuse.understore.causes import DETAILS, NOTHING, Said
 from luxfuse.understore.failures import CREDENTIAL_PLACES, describe, from_status, no_store, not_trusted
 
 _NO_CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError", "TokenRetrievalError",
-                   "ClientAuthenticationError", "CredentialUnavailableError", "AuthenticationException",
-                   "BadAuthenticationType", "RefreshError", "DefaultCredentialsError")  # fmt: skip
+                   "ClientAuthenticationError", "CredentialUnavailableError", "RefreshError",
+                   "DefaultCredentialsError")  # fmt: skip
+_NOT_LET_IN = ("AuthenticationException", "BadAuthenticationType")
 _UNAVAILABLE = ("ServiceRequestError", "ServiceResponseError", "EndpointConnectionError", "SSHException",
                 "HTTPClientError", "ClientError", "TransportError")  # fmt: skip
 _BROKEN_BODIES = ("ClientPayloadError", "IncompleteReadError")  # their causes look like "400 Bad Request"
@@ -50,11 +52,11 @@ def failure(exc: BaseException, what: str, family: str = "", *, bucket_level: bo
             return odd
         if status:
             return from_status(status, what, code=code, family=family, bucket_level=bucket_level, said=said_of(link))
-        if type(link).__name__ in _NO_CREDENTIALS:
+        kind = type(link).__name__
+        if kind in _NO_CREDENTIALS + _NOT_LET_IN:
             places = CREDENTIAL_PLACES.get(family, "the storage options")
-            kind = type(link).__name__
             text = f"{what}: credentials missing or refused ({kind}); they come from: {places}"
-            return AccessDenied(text, renewable=True)
+            return NoCredentials(text) if kind in _NO_CREDENTIALS else AccessDenied(text, renewable=True)
     if isinstance(exc, ftplib.Error):
         return _of_ftp(exc, what, bucket_level)
     return _without_status(exc, what, family, bucket_level)

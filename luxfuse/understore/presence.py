@@ -4,7 +4,8 @@
 thread that may hang; and the two lines of the log that an outage is worth.
 
 A store that refuses the credentials is there, and each request gets that answer. Whether it refuses all, a probe tells: it
-is sent after such an answer, and then as in an outage until one is let in, whose driver looks for other credentials.
+is sent after such an answer, and then as in an outage until one is let in, whose driver looks for other credentials. So it
+is where there are no credentials to ask it with.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import trio
 
 from luxfuse.core.breaker import MOST_PROBES, Breaker
 from luxfuse.core.units import format_age
-from luxfuse.errors import AccessDenied, StoreAway, StoreError, StoreUnavailable
+from luxfuse.errors import AccessDenied, NoCredentials, StoreAway, StoreError, StoreUnavailable
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +27,9 @@ QUIET_S = 60.0
 """An outage that begins so shortly after another one is no further warning."""
 LOOKED_S = 0.25
 """How often a caller that has something else to show looks whether the store is in doubt."""
+
+
+_DENIES = {False: "refuses the credentials", True: "cannot be asked without credentials"}
 
 
 class _Wait:
@@ -66,7 +70,9 @@ class Presence:
         """Outages, probes, and requests that were refused because the store was away."""
         self._ended_s = -math.inf
         self.denial: str | None = None
-        """Why the store refuses the credentials, while it does."""
+        """Why the store refuses the credentials, or cannot be asked without, while it does."""
+        self.denies = _DENIES[False]
+        """Which of both."""
         self._denied_s = 0.0
         self._denial_suspected = False
 
@@ -90,7 +96,7 @@ class Presence:
 
     @property
     def denied_s(self) -> float | None:
-        """For how long the store has refused the credentials, if it does."""
+        """For how long the store has refused the credentials, or could not be asked without, if that is so."""
         return self._clock() - self._denied_s if self.denial is not None else None
 
     def require(self, what: str) -> None:
@@ -152,6 +158,9 @@ class Presence:
 
     def found_away(self, error: StoreError | None) -> None:
         """Take the store for away from the beginning, until a probe is answered; ``error``: the first request's, if any."""
+        if isinstance(error, NoCredentials):
+            self._judge_denial(error)
+            return
         self.cause = _cause(error) if error is not None else self.cause
         self._breaker.found_away(self._clock())
         self._gone()
@@ -174,8 +183,9 @@ class Presence:
             self.denial = _cause(error)
             if denied_s is None:
                 self._denied_s = self._clock()
-                log.log(self._level(), "%s refuses the credentials: %s; what is cached is served, all else fails until it "
-                        "accepts them, or others are found", self._name, self.denial)  # fmt: skip
+                self.denies = _DENIES[isinstance(error, NoCredentials)]
+                log.log(self._level(), "%s %s: %s; what is cached is served, all else fails until it accepts them, or "
+                        "others are found", self._name, self.denies, self.denial)  # fmt: skip
             return
         self.denial, self._denial_suspected = None, False
         if denied_s is not None:

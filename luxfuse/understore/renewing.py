@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
-from luxfuse.errors import AccessDenied, LuxError, StoreError, WrongRegion
+from luxfuse.errors import AccessDenied, LuxError, NoCredentials, StoreError, WrongRegion
 from luxfuse.types import ListPage
 from luxfuse.understore.base import Abilities, UnderStore
 from luxfuse.understore.small_files import Answer, WantedFile, fetch_small, fetches_small
@@ -329,6 +329,8 @@ def _probe(driver: UnderStore) -> None:
 def _told(opened: _Opened, error: StoreError) -> StoreError:
     """Add where the credentials in use come from."""
     origin = opened.access.origin if opened.access is not None else None
+    if isinstance(error, NoCredentials):
+        return error
     if isinstance(error, AccessDenied) and error.renewable and origin and origin not in str(error):
         return AccessDenied(f"{error}; those in use are from {origin}", renewable=True)
     return error

@@ -18,6 +18,7 @@ from luxfuse.understore.base import MOST_DELETES, Abilities, UnderStore
 from luxfuse.understore.calls import Calls
 from luxfuse.understore.properties import Properties
 from luxfuse.understore.renewing import RenewingDriver
+from luxfuse.understore.unopened import UnopenedDriver
 
 LIST_PATIENCE = 10
 """A listing is many requests in one driver call (1000 names each), so it gets this many times the deadline of one."""
@@ -54,12 +55,12 @@ class Store(Calls):
     @property
     def renewable(self) -> bool:
         """Whether the driver has credentials that can be read again."""
-        return isinstance(cast(object, self.driver), RenewingDriver)
+        return isinstance(cast(object, self.driver), RenewingDriver | UnopenedDriver)
 
     async def renew(self, options: Mapping[str, str] | None = None) -> bool:
         """Read credentials again, with other storage options if given; see `RenewingDriver.renew`."""
         driver = cast(object, self.driver)
-        if not isinstance(driver, RenewingDriver):
+        if not isinstance(driver, RenewingDriver | UnopenedDriver):
             return False
         return await trio.to_thread.run_sync(driver.renew, options)
 

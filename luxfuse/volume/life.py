@@ -18,11 +18,9 @@ import trio
 from luxfuse.cache.hierarchy import Hierarchy
 from luxfuse.cache.sweep import Sweeper
 from luxfuse.config import Settings
-from luxfuse.configuration.building import read_again
 from luxfuse.core.cache_directory import CacheSetting
-from luxfuse.core.proxies import proxy_for
 from luxfuse.core.units import format_count
-from luxfuse.errors import AccessDenied, BucketMissing, DeadlinePassed, LuxError, MountError, NotFound, StoreUnavailable
+from luxfuse.errors import LuxError, MountError
 from luxfuse.index import journal_copy, leftovers, lifecycle
 from luxfuse.index.journal import Journal
 from luxfuse.index.journal_copy import JournalCopy
@@ -30,14 +28,10 @@ from luxfuse.index.objects import Objects
 from luxfuse.index.soundness import open_index
 from luxfuse.index.store import IndexStore
 from luxfuse.tiers.directory import CacheDirectory
-from luxfuse.understore.base import UnderStore
-from luxfuse.understore.factory import open_driver
 from luxfuse.understore.failures import safe_url
-from luxfuse.understore.protocols import scheme_fault
-from luxfuse.understore.renewing import with_secrets
 from luxfuse.understore.retrying import Store
-from luxfuse.understore.variables import variables
 from luxfuse.vfs.backings import Backings
+from luxfuse.volume import store_opening
 from luxfuse.volume.neighbours import Neighbours
 from luxfuse.volume.opened import ClaimedDirectory, Local, Opened, VolumeEstate
 from luxfuse.volume.parts import VolumeParts
@@ -45,7 +39,6 @@ from luxfuse.volume.progress import tell_of_progress
 
 log = logging.getLogger(__name__)
 
-PROBE_DEADLINE_S = 10.0
 TOUCH_INTERVAL_S = 5.0
 POLICY_INTERVAL_S = 600.0
 """How often what the eviction policies have learnt goes to the index: up to 32 MiB each."""
@@ -147,8 +140,9 @@ class VolumeLife:
     @asynccontextmanager
     async def _opened(self) -> AsyncIterator[tuple[Store, Local, lifecycle.Beginning]]:
         settings = self.settings
+        successor = self._estate.inherited is not None  # goes on with what is here, as its predecessor would have
         store = Store(
-            await self._open_store(),
+            await store_opening.open_store(settings, successor=successor),
             request_timeout_s=settings.request_timeout_s,
             max_requests=settings.max_requests,
             rng=random.Random(),  # noqa: S311 (jitter)
@@ -158,9 +152,8 @@ class VolumeLife:
             name=safe_url(settings.source),
         )
         try:
-            successor = self._estate.inherited is not None  # goes on with what is here, as its predecessor would have
-            outage = None if successor else await self._probe(store)
-            if outage is not None and not self._may_be_known():
+            outage = None if successor else await store_opening.prove(store, settings)
+            if outage is not None and not store_opening.may_be_known(settings):
                 raise outage
             self._insist_on_read_only(store)
             async with self._claimed() as claimed:
@@ -174,72 +167,12 @@ class VolumeLife:
             with trio.CancelScope(shield=True):
                 await trio.to_thread.run_sync(store.close)
 
-    async def _open_store(self) -> UnderStore:
-        s = self.settings
-        return await trio.to_thread.run_sync(
-            lambda: open_driver(
-                s.source,
-                endpoint_url=s.endpoint_url,
-                storage_options=s.driver_options,
-                driver=s.driver,
-                request_timeout_s=s.request_timeout_s,
-                reread=None if s.config_file is None else self._secrets_again,
-                direct_gets=s.max_requests if s.dataplane else 0,
-            )
-        )
-
-    def _secrets_again(self) -> dict[str, str]:
-        """Return the options of the driver with the secrets that the configuration file has now. Raises `ConfigError`."""
-        new = read_again(self.settings)
-        if new.source != self.settings.source:  # an attached under-store, whose options are not in the file
-            return self.settings.driver_options
-        return with_secrets(self.settings.driver_options, new.driver_options)
-
-    def _may_be_known(self) -> bool:
-        """Whether a cache directory of the source is there from an earlier mount."""
-        return any(Path(setting.path, self.settings.source_id).is_dir() for setting in self.settings.cache_dirs)
-
     def _begin_away(self, store: Store, home: CacheDirectory, outage: MountError) -> None:
         """Mount without the store, as far as an earlier mount knows it. Raises ``outage`` where there was none."""
         if not self._path("index", home).is_dir():
             raise outage
         store.presence.found_away(store.counters.last_failure)
         self._note(f"{outage}; mounted all the same, with what is known and cached here, until it answers")
-
-    async def _probe(self, store: Store) -> MountError | None:
-        """Have the store prove that it is there; returns the error if it does not answer. Raises `MountError`."""
-        source = safe_url(self.settings.source)
-        with trio.move_on_after(PROBE_DEADLINE_S - 1) as scope:
-            try:
-                await store.probe()
-            except BucketMissing as exc:
-                raise MountError(f"{source}: {exc}; create the bucket or correct its name") from None
-            except NotFound as exc:
-                raise MountError(f"{source}: {exc}") from None
-            except AccessDenied as exc:
-                raise MountError(f"{source}: {exc}") from None
-            except LuxError as exc:
-                failed = MountError(f"{source}: {exc}{await self._scheme_fault()}")
-                if type(exc) in (StoreUnavailable, DeadlinePassed):
-                    return failed
-                raise failed from None
-        if scope.cancelled_caught:
-            where = safe_url(self.settings.endpoint_url) if self.settings.endpoint_url else "its endpoint"
-            fault = await self._scheme_fault()
-            if (error := store.counters.last_failure) is not None:
-                return MountError(f"{source}: {error}; so each time within 10 s: check {where}{fault}")
-            return MountError(f"{source}: {where} did not answer within 10 s; check the address and the network{fault}")
-        return None
-
-    async def _scheme_fault(self) -> str:
-        """Return what is wrong with http or https in the URL of the endpoint, to be appended; "" where nothing is known."""
-        url = self.settings.endpoint_url or self.settings.source
-        if not url.startswith(("http://", "https://")):
-            return ""
-        if proxy_for(url, variables(), self.settings.driver_options.get("proxy_url")):
-            return ""
-        fault = await trio.to_thread.run_sync(scheme_fault, url, abandon_on_cancel=True)
-        return f"; {fault}" if fault else ""
 
     def _insist_on_read_only(self, store: Store) -> None:
         if not store.abilities.writable and not self.settings.read_only:

@@ -133,3 +133,43 @@ def test_a_private_authority_is_believed_when_it_is_named(
             mount.run(["sh", "-ec", f"cd {mount.path}; {command}"], check=True)
         assert mount.read("d/c") == digest(b"new")
         assert mount.unmount().returncode == 0
+
+
+def test_a_mount_outlives_that_there_are_no_credentials(
+    mounting: Mounts, s3: FastS3, bucket: str, fill: Callable[..., None], tmp_path: Path
+) -> None:
+    """As with roles, single sign-on, an STS or a program while there is no network: of a successor, and of a new mount."""
+    fill({name: name.encode() for name in ("a", "b", "c")})
+    program, away = tmp_path / "program", tmp_path / "away"
+    found = '{"Version": 1, "AccessKeyId": "AKIAONE", "SecretAccessKey": "s"}'
+    program.write_text(f"#!/bin/sh\n[ ! -e {away} ] && echo '{found}'\n")
+    program.chmod(0o700)
+    (tmp_path / "config").write_text(f"[default]\ncredential_process = {program}\n")
+    environment = {"AWS_CONFIG_FILE": str(tmp_path / "config"), "AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": ""}
+    mount = mounting(f"s3://{bucket}", endpoint_url=s3.endpoint, environment=environment)
+    mount.expected_logs += ["cannot be asked without credentials", "the daemon died"]
+    assert mount.do("list", str(mount.path)) == ["a", "b", "c"]
+    assert mount.read("a") == digest(b"a")
+    mount.remount()  # so that the index has it for sure
+
+    def goes_on(name: str) -> None:
+        assert mount.read("a") == digest(b"a")
+        assert mount.error("file", f"{mount.path}/{name}") == "EACCES"
+        wait_for("status says so", lambda: mount.status()["state"] == "degraded")
+        (reason,) = mount.status()["degraded_reasons"]
+        assert reason.startswith("the under-store cannot be asked without credentials since ")
+        away.unlink()
+        wait_for("they are found though nobody asks", lambda: mount.status()["state"] == "serving")
+        assert mount.read(name) == digest(name.encode())
+
+    away.touch()
+    mount.replaced()
+    goes_on("b")
+    away.touch()
+    mount.kill()
+    mount.close_readers()
+    assert mount.cli("unmount", mount.path).returncode == 0
+    done = mount.try_mount()
+    assert done.returncode == 0, done.stderr
+    assert "mounted all the same, with what is known and cached here" in done.stderr
+    goes_on("c")

@@ -13,7 +13,7 @@ from luxfuse.understore.factory import open_driver
 from tests.support.contents import Contents
 from tests.support.fast_s3 import FastS3
 from tests.support.hadoop import Hadoop
-from tests.support.mounted import MIB, Mounts, content, digest, wait_for
+from tests.support.mounted import AWAY, MIB, Mounts, content, digest, wait_for
 from tests.support.servers_files import file_server
 from tests.support.servers_store import FileServer
 
@@ -154,3 +154,43 @@ def test_google(mounting: Mounts, request: pytest.FixtureRequest) -> None:
     assert mount.do("tree", str(mount.path)) == ["empty", "moved", "moved/link", "moved/x"]
     assert mount.do("stat", f"{mount.path}/moved/x")["mode"] & 0o777 == 0o600
     assert mount.do("stat", f"{mount.path}/empty")["mode"] & 0o777 == 0o750
+
+
+@pytest.mark.parametrize("protocol", ["sftp", "webdav"])
+def test_a_file_server_that_is_away_ends_no_mount(mounting: Mounts, request: pytest.FixtureRequest, protocol: str) -> None:
+    """Though its driver connects when it is opened: neither that of a successor, nor that of a mount anew."""
+    server = file_server(request, protocol)
+    directory = server.directory / "away"
+    directory.mkdir()
+    for name in ("cached", "later", "last"):
+        (directory / name).write_bytes(name.encode())
+    options = [f"--storage-option={key}={value}" for key, value in server.options.items()]
+    mount = mounting(
+        f"{server.url.rstrip('/')}{'/' if protocol == 'webdav' else ''}/away", *options, "--write-mode=async-through",
+        options={"request_timeout": "4s"}, expected_logs=["the daemon died", AWAY],
+    )  # fmt: skip
+    assert mount.do("list", str(mount.path)) == ["cached", "last", "later"]
+    assert mount.read("cached") == digest(b"cached")
+    mount.remount()  # so that the index has it for sure
+
+    def goes_on(name: str) -> None:
+        assert mount.read("cached") == digest(b"cached")
+        assert mount.error("file", f"{mount.path}/{name}") == "EIO"
+        mount.run(["sh", "-c", f"printf new > {mount.path}/new-{name}"], check=True)
+        server.start()
+        wait_for("it is found though nobody asks", lambda: mount.status()["understore"]["state"] == "ok")
+        assert mount.read(name) == digest(name.encode())
+        wait_for("all is in the store", lambda: mount.status()["dirty"]["files"] == 0)
+        assert (directory / f"new-{name}").read_bytes() == b"new"
+
+    server.stop()
+    mount.replaced()
+    goes_on("later")
+    server.stop()
+    mount.kill()
+    mount.close_readers()
+    assert mount.cli("unmount", mount.path).returncode == 0
+    done = mount.try_mount()
+    assert done.returncode == 0, done.stderr
+    assert "mounted all the same, with what is known and cached here" in done.stderr
+    goes_on("last")

@@ -14,7 +14,7 @@ import requests
 from google.auth.exceptions import RefreshError
 from google.auth.transport.requests import Request
 
-from luxfuse.errors import AccessDenied
+from luxfuse.errors import NoCredentials
 from luxfuse.understore.failures import CREDENTIAL_PLACES
 from luxfuse.understore.reach import Reach
 from luxfuse.understore.variables import variables
@@ -51,6 +51,5 @@ def _refresh(tokens: Any, reach: Reach, early_s: int = EARLY_S) -> None:
         try:
             tokens.credentials.refresh(Request(session))
         except RefreshError:
-            raise AccessDenied(f"no token could be had; credentials come from: {CREDENTIAL_PLACES['gs']}",
-                               renewable=True) from None  # fmt: skip
+            raise NoCredentials(f"no token could be had; credentials come from: {CREDENTIAL_PLACES['gs']}") from None
         tokens.credentials.apply(tokens.heads)

@@ -14,7 +14,7 @@ from obstore.exceptions import (
     UnauthenticatedError,
 )
 
-from luxfuse.errors import AccessDenied, StoreError, StoreUnavailable
+from luxfuse.errors import NoCredentials, StoreError, StoreUnavailable
 from luxfuse.understore.causes import DETAILS, Said
 from luxfuse.understore.failures import CREDENTIAL_PLACES, from_status, no_store, not_trusted
 
@@ -62,7 +62,7 @@ def obstore_failure(exc: Exception, family: str, what: str, *, bucket_level: boo
     """Return the `StoreError` for ``exc``, raised by a request of ``family`` that ``what`` names."""
     text = str(exc)
     if any(url in text for url in _CREDENTIAL_URLS):
-        return AccessDenied(f"{what}: no credentials found in: {CREDENTIAL_PLACES[family]}")
+        return NoCredentials(f"{what}: no credentials found in: {CREDENTIAL_PLACES[family]}")
     status, code = obstore_status(exc)
     if status:
         said = Said(unescape(obstore_message(exc)), dict(_DETAIL.findall(text)))

@@ -98,7 +98,7 @@ def open_store(
     ``writes``: only for requests that write objects; ``checksums``: content goes with a checksum.
 
     ``access``, for S3: shared with the other clients. Raises `ConfigError` for options that cannot be used and
-    `AccessDenied` where no credentials are found.
+    `NoCredentials` where none are found.
     """
     family = location.family
     if family == "s3" and access is None:

@@ -18,7 +18,7 @@ from urllib.parse import quote
 
 from luxfuse.core.units import NO, YES
 from luxfuse.core.urls import endpoint_fault
-from luxfuse.errors import AccessDenied, ConfigError
+from luxfuse.errors import ConfigError, NoCredentials
 from luxfuse.understore.failures import CREDENTIAL_PLACES, safe_url
 from luxfuse.understore.reach import OPTIONS as REACH_OPTIONS
 from luxfuse.understore.reach import Reach
@@ -49,7 +49,7 @@ class S3Access:
     """How ``bucket`` is reached with ``options``. The region is not asked for until somebody needs it."""
 
     def __init__(self, bucket: str, options: Mapping[str, str], endpoint_url: str | None = None) -> None:
-        """Raises `ConfigError` for unusable options, `AccessDenied` or `StoreUnavailable` without credentials."""
+        """Raises `ConfigError` for unusable options, `NoCredentials` or `StoreUnavailable` without credentials."""
         self._bucket = bucket
         self._options = options = _folded(options)
         self._lock = threading.Lock()
@@ -158,14 +158,14 @@ class S3Access:
                 session = botocore.session.Session(profile=self._options.get("profile"))
                 session.get_config_variable("region")  # reads the files
             except botocore.exceptions.BotoCoreError as exc:
-                raise AccessDenied(f"s3://{self._bucket}: {_one_line(exc)}") from None
+                raise NoCredentials(f"s3://{self._bucket}: {_one_line(exc)}") from None
             self._botocore = session
         return self._botocore
 
     def _from_botocore(self) -> S3Credentials:
         """Find credentials where the AWS tools do (files, programs, SSO, container and instance roles, STS).
 
-        Waits for the first of them. Raises `AccessDenied` or `StoreUnavailable`.
+        Waits for the first of them. Raises `NoCredentials` or `StoreUnavailable`.
         """
         session = self._session()
         # It would log the whole traceback of an error that is told in one line.
@@ -190,7 +190,7 @@ class S3Access:
             if not found:  # a program may be run, or a service asked, already to find them
                 first = self._assumed_role(session) if self._options.get("role_arn") else session.get_credentials()
                 if first is None:
-                    raise AccessDenied(f"s3://{self._bucket}: no credentials found in: {CREDENTIAL_PLACES['s3']}")
+                    raise NoCredentials(f"s3://{self._bucket}: no credentials found in: {CREDENTIAL_PLACES['s3']}")
                 credentials.origin = place_of(first.method, session.profile)
                 found.append(first)
             frozen = found[0].get_frozen_credentials()
@@ -217,8 +217,8 @@ class S3Access:
         key, secret = self._option("key"), self._option("secret")
         source = aws.Credentials(key, secret, self._option("token")) if key else session.get_credentials()
         if source is None:
-            raise AccessDenied(f"s3://{self._bucket}: no credentials found to assume the role with, in: "
-                               f"{CREDENTIAL_PLACES['s3']}")  # fmt: skip
+            raise NoCredentials(f"s3://{self._bucket}: no credentials found to assume the role with, in: "
+                                f"{CREDENTIAL_PLACES['s3']}")  # fmt: skip
         fetcher = aws.AssumeRoleCredentialFetcher(session.create_client, source, role, extra_args=named)
         return aws.DeferredRefreshableCredentials(fetcher.fetch_credentials, "assume-role")
 

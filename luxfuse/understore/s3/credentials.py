@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
-from luxfuse.errors import AccessDenied, StoreError, StoreUnavailable
+from luxfuse.errors import NoCredentials, StoreError, StoreUnavailable
 from luxfuse.understore.failures import CREDENTIAL_PLACES
 
 FETCH_LIMIT_S = 30.0
@@ -96,7 +96,7 @@ class S3Credentials:
         return credentials
 
     def current(self) -> Frozen:
-        """Return credentials that have not expired; waits if there are none. Raises `AccessDenied`, `StoreUnavailable`."""
+        """Return credentials that have not expired; waits if there are none. Raises `NoCredentials`, `StoreUnavailable`."""
         lease = self._lease
         if lease is not None and time.time() < lease.renew_s and lease.valid:
             return lease.frozen
@@ -109,7 +109,7 @@ class S3Credentials:
                 raise StoreUnavailable(f"no credentials came within {FETCH_LIMIT_S:g} s from {self.origin}")
             if self._lease is not None and self._lease.valid:
                 return self._lease.frozen
-            raise self._error or AccessDenied(f"the credentials from {self.origin} have expired", renewable=True)
+            raise self._error or NoCredentials(f"the credentials from {self.origin} have expired")
 
     @property
     def ready(self) -> bool:
@@ -167,7 +167,7 @@ class S3Credentials:
         no_answer = "CredentialRetrievalError" in kinds and self.origin.startswith(tuple(_PLACES[m] for m in _METADATA))
         if no_answer or kinds & set(_UNREACHABLE):
             return StoreUnavailable(text)
-        return AccessDenied(f"{text}; credentials come from: {CREDENTIAL_PLACES['s3']}", renewable=True)
+        return NoCredentials(f"{text}; credentials come from: {CREDENTIAL_PLACES['s3']}")
 
 
 class ObstoreProvider:

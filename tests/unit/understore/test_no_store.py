@@ -16,7 +16,7 @@ from luxfuse.errors import MountError, NoStore, StoreError
 from luxfuse.understore.base import UnderStore
 from luxfuse.understore.factory import open_driver
 from luxfuse.understore.retrying import Store
-from luxfuse.volume.life import VolumeLife
+from luxfuse.volume import store_opening
 from tests.support.odd_s3 import Answer, OddS3
 
 XHTML = b"<html><head><title>Log in</title></head><body><p>Hello</p></body></html>"
@@ -134,10 +134,9 @@ async def test_a_page_is_not_mounted(kind: str, url: str, monkeypatch: pytest.Mo
     monkeypatch.setattr(Handler, "page", XHTML)
     monkeypatch.setattr(Handler, "requests", 0)
     store = Store(opened(kind, url), request_timeout_s=30, max_requests=4, rng=random.Random(1))
-    life: Any = object.__new__(VolumeLife)
-    life.settings = build({"source": KINDS[kind][0], "mountpoint": "/mnt", "endpoint_url": url}, environ={})
+    settings = build({"source": KINDS[kind][0], "mountpoint": "/mnt", "endpoint_url": url}, environ={})
     with pytest.raises(MountError, match=r"something other than a store answers.*check the endpoint URL"):
-        await life._probe(store)
+        await store_opening.prove(store, settings)
     assert Handler.requests <= 2
     store.close()
 

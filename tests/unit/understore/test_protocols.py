@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -14,7 +13,7 @@ from luxfuse.errors import AccessDenied, MountError, StoreUnavailable
 from luxfuse.understore.factory import open_driver
 from luxfuse.understore.protocols import scheme_fault
 from luxfuse.understore.retrying import Store
-from luxfuse.volume import life as volume
+from luxfuse.volume import store_opening
 from tests.support.front import Answer, certificate_authority, front
 
 KINDS: dict[str, tuple[str, str, dict[str, str]]] = {
@@ -41,14 +40,13 @@ def wrong(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_a_mount_says_which_one_is_spoken(kind: str, wrong: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(volume, "PROBE_DEADLINE_S", 1.5)
+    monkeypatch.setattr(store_opening, "PROBE_DEADLINE_S", 1.5)
     source, driver, options = KINDS[kind]
     opened = open_driver(source, endpoint_url=wrong, driver=driver, request_timeout_s=5.0, storage_options=options)
     store = Store(opened, request_timeout_s=30, max_requests=4, rng=random.Random(1))
-    life: Any = object.__new__(volume.VolumeLife)
-    life.settings = build({"source": source, "mountpoint": "/mnt", "endpoint_url": wrong}, environ={})
+    settings = build({"source": source, "mountpoint": "/mnt", "endpoint_url": wrong}, environ={})
     try:
-        failed = await life._probe(store)
+        failed = await store_opening.prove(store, settings)
     except MountError as exc:
         failed = exc
     assert SAID[wrong.partition(":")[0]] in str(failed)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
-from typing import Any
 
 import pytest
 import trio
@@ -14,7 +13,7 @@ from luxfuse.errors import StoreUnavailable
 from luxfuse.index.names import ROOT_INODE
 from luxfuse.tiers.staging import SPARES
 from luxfuse.understore.retrying import Store
-from luxfuse.volume import life as volume
+from luxfuse.volume import store_opening
 from tests.support.fake_store import FakeStore
 from tests.support.harness import mounted
 
@@ -27,11 +26,10 @@ class Refusing(FakeStore):
 
 
 async def test_mount_that_fails_says_what_the_store_answered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(volume, "PROBE_DEADLINE_S", 1.3)
+    monkeypatch.setattr(store_opening, "PROBE_DEADLINE_S", 1.3)
     store = Store(Refusing(), request_timeout_s=30, max_requests=4, rng=random.Random(1))
-    life: Any = object.__new__(volume.VolumeLife)
-    life.settings = build({"source": "s3://bucket", "mountpoint": "/mnt"}, environ={})
-    failed = await life._probe(store)
+    settings = build({"source": "s3://bucket", "mountpoint": "/mnt"}, environ={})
+    failed = await store_opening.prove(store, settings)
     assert "s3://bucket: LIST '': 503 Service Unavailable (SlowDown)" in str(failed)
     store.close()
 
