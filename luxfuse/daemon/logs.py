@@ -132,6 +132,11 @@ def recent() -> list[dict[str, object]]:
     return [record for each in kept for record in reversed(each.records)]
 
 
+NOISY = ("botocore", "aiobotocore", "s3fs", "urllib3", "asyncio", "pyfuse3", "fsspec", "azure", "httpx", "httpcore",
+         "paramiko")  # fmt: skip
+"""Libraries that tell of each request or connection, with its whole URL: that of WebDAV may hold a password."""
+
+
 def configure(settings: Settings, state: Path) -> None:
     """Send the log where ``settings`` say: its log_file, stderr in the foreground, or the mount's state directory."""
     handler: logging.Handler
@@ -146,6 +151,6 @@ def configure(settings: Settings, state: Path) -> None:
     root = logging.getLogger()
     root.handlers = [handler, Recent()]
     root.setLevel(settings.log_level.upper())
-    for noisy in ("botocore", "aiobotocore", "s3fs", "urllib3", "asyncio", "pyfuse3", "fsspec", "azure"):
+    for noisy in NOISY:
         logging.getLogger(noisy).setLevel(max(logging.WARNING, root.level))
     logging.getLogger("pyfuse3").addFilter(_is_awaited)
