@@ -52,7 +52,6 @@ class Export:
     async def run(self) -> None:
         """Send until cancelled. A collector that cannot be reached is told in the log once, and when it is back."""
         while True:
-            await trio.sleep(EXPORT_S)
             try:
                 done = await trio.to_thread.run_sync(self.send, self._status(), abandon_on_cancel=True)
             except Exception:
@@ -63,6 +62,7 @@ class Export:
                 what = "are taken again" if done else "cannot be sent, and are lost until they can; it is tried again"
                 log.log(level, "metrics for %s %s", self._shown, what)
             self._failing = not done
+            await trio.sleep(EXPORT_S)
 
     def send(self, status: Mapping[str, Any]) -> bool:
         """Send the metrics of a status document; returns whether the collector took them. It waits: for a thread."""
@@ -110,6 +110,7 @@ def _histograms(family: Family, start_ns: int, now_ns: int) -> Iterable[Any]:
         totals = [int(values[f"_bucket{bound}"]) for bound in bounds]
         counts = [now - before for now, before in zip(totals, [0, *totals[:-1]], strict=True)]
         edges = [float(bound) for bound in bounds[:-1]]
+        shortest = longest = None  # nobody has noted them
         yield HistogramDataPoint(
-            {"kind": kind}, start_ns, now_ns, totals[-1], values["_sum"], counts, edges, 0.0, edges[-1] if edges else 0.0
+            {"kind": kind}, start_ns, now_ns, totals[-1], values["_sum"], counts, edges, shortest, longest
         )

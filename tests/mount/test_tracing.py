@@ -11,10 +11,12 @@ from typing import Any
 
 import pytest
 
+from luxfuse.control import metrics
 from luxfuse.control.client import ControlClient, DaemonRefused
+from tests.support.collector import collecting
 from tests.support.fast_s3 import FastS3
 from tests.support.fault_proxy import FaultProxy
-from tests.support.mounted import Mount, Mounts
+from tests.support.mounted import Mount, Mounts, wait_for
 
 SIZE = 100_000
 
@@ -126,6 +128,25 @@ def test_sums_and_a_profile(bucket: str, fill: Callable[..., None], mounting: Mo
     assert sums["files"]["0"]["read_bytes"] == {"kernel": SIZE * sums["files"]["0"]["opens"]}
     (program,) = [name for name in sums["programs"] if name.startswith("python")]
     assert sums["programs"][program]["opens"] == sums["total"]["opens"] >= 3
+
+
+def test_a_collector_of_opentelemetry_is_sent_what_the_metrics_say(bucket: str, mounting: Mounts, s3: FastS3) -> None:
+    pytest.importorskip("opentelemetry.exporter.otlp.proto.http", reason="luxfuse[otlp] is not installed")
+    with collecting() as collector:
+        mount = mounting.make(f"s3://{bucket}", "--otlp", collector.url, endpoint_url=s3.endpoint)
+        mount.expected_logs.append("metrics for http://127.0.0.1:")  # it ends before the mount does
+        mount.mount()
+        wait_for("metrics", lambda: collector.received)
+        path, request = collector.received[0]
+        (resource,) = request.resource_metrics
+        named = {each.key: each.value.string_value for each in resource.resource.attributes}
+        sent = {metric.name: metric for metric in resource.scope_metrics[0].metrics}
+        status = mount.status()
+    assert (path, named["service.instance.id"], named["luxfuse.source"]) == (
+        "/v1/metrics", str(mount.path), f"s3://{bucket}"
+    )  # fmt: skip
+    assert set(sent) == {family.name for family in metrics.families(status)}
+    assert sent["luxfuse_pid"].gauge.data_points[0].as_double == status["pid"]
 
 
 def test_slow_requests_are_logged_as_json(

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import sys
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
 import pytest
@@ -14,49 +12,16 @@ import trio
 from luxfuse.control import metrics
 from luxfuse.daemon import otlp
 from luxfuse.errors import ConfigError
+from tests.support.collector import Collector, collecting
 from tests.unit.control.samples import sample_status
 
 pytest.importorskip("opentelemetry.exporter.otlp.proto.http", reason="luxfuse[otlp] is not installed")
 
 
-class Collector(HTTPServer):
-    """Keeps what it is sent."""
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Receiver)
-        self.received: list[tuple[str, Any]] = []
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}"
-
-
-class Receiver(BaseHTTPRequestHandler):
-    server: Collector
-
-    def do_POST(self) -> None:
-        from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
-
-        body = self.rfile.read(int(self.headers["content-length"]))
-        request = ExportMetricsServiceRequest()
-        request.ParseFromString(body)
-        self.server.received.append((self.path, request))
-        self.send_response(200)
-        self.send_header("content-length", "0")
-        self.end_headers()
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
 @pytest.fixture
 def collector() -> Iterator[Collector]:
-    with Collector() as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-        thread.start()
+    with collecting() as server:
         yield server
-        server.shutdown()
-        thread.join()
 
 
 def test_a_collector_gets_all_metrics(collector: Collector) -> None:
@@ -79,6 +44,8 @@ def test_a_collector_gets_all_metrics(collector: Collector) -> None:
     assert (requests.count, requests.sum) == (6, 0.05)
     assert list(requests.bucket_counts) == [1, 3, 2]
     assert list(requests.explicit_bounds) == [0.001, 0.01]
+    assert not requests.HasField("min"), "nobody has noted the shortest"
+    assert not requests.HasField("max")
 
 
 async def test_an_outage_of_the_collector_is_told_once(
