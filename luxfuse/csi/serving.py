@@ -21,7 +21,9 @@ from luxfuse.errors import ConfigError, LuxError, MountError
 
 log = logging.getLogger(__name__)
 
-THREADS = 32
+THREADS = 256
+"""Made as they are needed. A call may wait for a store that is away for as long as its deadline lets it, and a kubelet
+calls for each volume of each pod by itself, of which a node has a hundred or more: the others are not to wait for these."""
 DEADLINE_S = 120.0
 """Of calls that have none: what a kubelet allows."""
 _GRACE_S = 20.0
@@ -29,8 +31,14 @@ _ADDRESS_MAX_BYTES = 107
 Method = Callable[[Any, float], Any]
 
 
-def handler(name: str, method: Method, deserialize: Callable[[bytes], Any], serialize: Callable[[Any], bytes]) -> Any:
-    """Return the handler of one call. ``method`` gets the request, and when to give up, by the monotonic clock."""
+def handler(
+    name: str, method: Method, deserialize: Callable[[bytes], Any], serialize: Callable[[Any], bytes],
+    threads: ThreadPoolExecutor | None = None,
+) -> Any:  # fmt: skip
+    """Return the handler of one call. ``method`` gets the request, and when to give up, by the monotonic clock.
+
+    ``threads``: which run it, instead of those that all calls share.
+    """
 
     def called(request: Any, context: Any) -> Any:
         began = time.monotonic()
@@ -53,6 +61,8 @@ def handler(name: str, method: Method, deserialize: Callable[[bytes], Any], seri
         log.warning("%s after %.1f s: %s: %s", name, time.monotonic() - began, code.name, text)
         return context.abort(code, text)
 
+    if threads is not None:
+        called.experimental_thread_pool = threads  # type: ignore[attr-defined]  # gRPC for Python looks for that
     return grpc.unary_unary_rpc_method_handler(called, deserialize, serialize)
 
 
@@ -94,6 +104,16 @@ def serve(endpoint: Path, services: Mapping[str, Mapping[str, Any]], began: Call
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
+    server = start(endpoint, services)
+    log.info("listening on %s", endpoint)
+    began()
+    stop.wait()
+    log.info("told to end")
+    server.stop(_GRACE_S).wait()
+
+
+def start(endpoint: Path, services: Mapping[str, Mapping[str, Any]]) -> grpc.Server:
+    """Return a server that answers. Raises MountError."""
     server = grpc.server(ThreadPoolExecutor(THREADS), options=[("grpc.so_reuseport", 0)])
     handlers: Sequence[Any] = [grpc.method_handlers_generic_handler(name, dict(calls)) for name, calls in services.items()]
     server.add_generic_rpc_handlers(handlers)
@@ -105,8 +125,4 @@ def serve(endpoint: Path, services: Mapping[str, Mapping[str, Any]], began: Call
         why = getattr(exc, "strerror", None) or "cannot be listened on"
         raise MountError(f"endpoint {endpoint}: {why}; choose another one, or make its directory writable") from None
     server.start()
-    log.info("listening on %s", endpoint)
-    began()
-    stop.wait()
-    log.info("told to end")
-    server.stop(_GRACE_S).wait()
+    return server
