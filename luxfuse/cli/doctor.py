@@ -135,7 +135,8 @@ def check_credentials(settings: Settings) -> Finding:
     try:
         found = credentials_of(settings.source, settings.endpoint_url, settings.driver_options)
     except LuxError as exc:
-        return fail("credentials", str(exc), "" if places and places in str(exc) else f"give some: {places}")
+        named = places is not None and places in str(exc)
+        return fail("credentials", str(exc), "give some in one of these places" if named else f"give some: {places}")
     if found.origin is None:
         if places is None:
             return ok("credentials", "none given, for this kind of store")

@@ -110,7 +110,8 @@ def _histograms(family: Family, start_ns: int, now_ns: int) -> Iterable[Any]:
         totals = [int(values[f"_bucket{bound}"]) for bound in bounds]
         counts = [now - before for now, before in zip(totals, [0, *totals[:-1]], strict=True)]
         edges = [float(bound) for bound in bounds[:-1]]
-        shortest = longest = None  # nobody has noted them
+        shortest: Any = None  # nobody has noted them
+        longest: Any = None
         yield HistogramDataPoint(
             {"kind": kind}, start_ns, now_ns, totals[-1], values["_sum"], counts, edges, shortest, longest
         )

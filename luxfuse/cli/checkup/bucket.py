@@ -8,13 +8,23 @@ from contextlib import suppress
 
 from luxfuse.cli.checkup.findings import Finding, fail, ok, warn
 from luxfuse.core.units import format_count
-from luxfuse.errors import AccessDenied, LuxError, NotFound, ReadOnlyStore, StoreError, StoreUnavailable, VersionChanged
+from luxfuse.errors import (
+    AccessDenied,
+    BucketMissing,
+    LuxError,
+    NotFound,
+    ReadOnlyStore,
+    StoreError,
+    StoreUnavailable,
+    VersionChanged,
+)
 from luxfuse.types import ABSENT, ObjectInfo
 from luxfuse.understore.base import UnderStore
 from luxfuse.understore.locations import family_of
 
 PREFIX = ".luxfuse-doctor-"
 DATA = b"written by luxfuse doctor; may be removed\n"
+CHANGED = b"written again by luxfuse doctor; may be removed\n"
 METADATA = {"luxfusedoctor": "1"}  # Azure takes no hyphen
 
 _NEEDED = {
@@ -75,8 +85,10 @@ class Permissions:
             return fail(name, str(exc), f"allow {needed} in the bucket's policy" if needed else "allow it to this user")
         except StoreUnavailable as exc:
             return fail(name, str(exc), "try again in a moment; if it stays, ask those who run the store")
+        except BucketMissing as exc:
+            return fail(name, str(exc), "make the bucket, or correct its name, or the endpoint")
         except LuxError as exc:
-            return fail(name, str(exc), "")
+            return fail(name, str(exc), "see what the store's documents, or its log, say about this answer")
         return None
 
     def _list(self) -> Iterator[Finding]:
@@ -103,16 +115,16 @@ class Permissions:
     def _write(self) -> Iterator[Finding]:
         key = self._key
         self._written.append(key)
-        refused = self._attempt("put", lambda: self._store.put(key, DATA, METADATA))
+        made: list[ObjectInfo] = []
+        refused = self._attempt("put", lambda: made.append(self._store.put(key, DATA, METADATA)))
         if refused is not None:
             if self._absent(key):
                 self._written.remove(key)
-            advice = f"{refused.advice}, or mount with --read-only" if refused.advice else "mount with --read-only"
-            yield fail("put", refused.text, advice)
+            yield fail("put", refused.text, f"{refused.advice}, or mount with --read-only")
             return
         yield ok("put", "allowed")
         yield self._get(key)
-        yield self._conditions(key)
+        yield self._conditions(key, made[0].version)
         yield self._copy(key)
         yield self._multipart(f"{key}-parts")
 
@@ -148,18 +160,39 @@ class Permissions:
             )  # fmt: skip
         return ok("get", "allowed; the content is what was written")
 
-    def _conditions(self, key: str) -> Finding:
+    def _conditions(self, key: str, version: str) -> Finding:
+        """Try what all that is uploaded depends on; ``version``: of the object that is there."""
         if not self._store.abilities.conditional:
-            return ok("conditional put", "this kind of store has none: the later of two writers of one file wins")
+            return ok(_CONDITIONS, "this kind of store has none: the later of two writers of one file wins")
         try:
-            self._store.put(key, DATA, METADATA, expect=ABSENT)
-        except VersionChanged:
-            return ok("conditional put", "honoured: nobody's change is overwritten unseen")
+            wrong = self._wrong_conditions(key, version)
         except AccessDenied as exc:
-            return fail("conditional put", str(exc), "allow s3:PutObject with conditions in the bucket's policy")
+            needed = self._needed.get("put", "it")
+            return fail(_CONDITIONS, str(exc), f"allow {needed} with conditions in the bucket's policy")
         except LuxError as exc:
-            return warn("conditional put", f"refused: {exc}", _UNSEEN)
-        return warn("conditional put", "the server ignores conditions", _UNSEEN)
+            return warn(_CONDITIONS, f"refused: {exc}", _UNSEEN)
+        return wrong or ok(_CONDITIONS, "honoured: nobody's change is overwritten unseen")
+
+    def _wrong_conditions(self, key: str, version: str) -> Finding | None:
+        """Put as a new file is, as one that is as it was, and as one that has changed since. Raises `LuxError`."""
+        if self._replaces(key, DATA, ABSENT):
+            return warn(_CONDITIONS, "the server ignores that there is to be no object yet (If-None-Match)", _UNSEEN)
+        if not self._replaces(key, CHANGED, version):
+            return fail(
+                _CONDITIONS, "the server refuses to replace an object that is as it was (If-Match)",
+                "use a server that knows If-Match: no change of a file that it has would be uploaded",
+            )  # fmt: skip
+        if self._replaces(key, DATA, version):
+            return warn(_CONDITIONS, "the server ignores in which version an object is to be (If-Match)", _UNSEEN)
+        return None
+
+    def _replaces(self, key: str, data: bytes, expect: str) -> bool:
+        """Whether an object is replaced by a put that wants it to be in a version. Raises `LuxError`."""
+        try:
+            self._store.put(key, data, METADATA, expect=expect)
+        except VersionChanged:
+            return False
+        return True
 
     def _copy(self, key: str) -> Finding:
         target = f"{key}-copy"
@@ -202,6 +235,7 @@ class Permissions:
         )  # fmt: skip
 
 
+_CONDITIONS = "conditional put"
 _UNSEEN = "let only one machine write each file, or use a server that knows If-Match and If-None-Match"
 
 

@@ -21,6 +21,7 @@ FEW_FILES, ENOUGH_FILES = 1024, 65_536
 """Limits of open files: below the first little works; with the second a few thousand files can be open and not uploaded."""
 CAP_SYS_ADMIN = 21
 DEVICE, FUSE_CONF = Path("/dev/fuse"), Path("/etc/fuse.conf")
+_SYSTEMD = Path("/run/systemd/system")
 _UNITS = tuple(Path(directory, "luxfuse@.service") for directory in ("/etc/systemd/system", "/usr/lib/systemd/system"))
 
 
@@ -165,7 +166,7 @@ def check_files(soft: int, hard: int, is_root: bool) -> Finding:
 
 def check_keeping(release: str, *, wanted: bool) -> Finding:
     """Say what becomes of a mount when its daemon dies, or the machine starts."""
-    unit = next((path for path in _UNITS if path.exists()), None) if Path("/run/systemd/system").is_dir() else None
+    unit = next((path for path in _UNITS if path.exists()), None) if _SYSTEMD.is_dir() else None
     at_boot = f"systemd mounts at boot ({unit})" if unit else "no unit of systemd is installed"
     why = why_no_keeper(wanted=wanted, root=os.geteuid() == 0, release=release)
     if why is None:
