@@ -10,7 +10,7 @@ import secrets
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from luxfuse.errors import NotFound, StoreError, StoreRejected
 from luxfuse.types import Buffer, ListPage, ObjectInfo
@@ -21,6 +21,8 @@ from luxfuse.understore.generic.infos import describe, kind_of
 from luxfuse.understore.generic.pool import FileSystems
 from luxfuse.understore.library_failures import failure, status_of
 from luxfuse.understore.properties import Properties
+
+T = TypeVar("T")
 
 ABILITIES = Abilities(metadata=False, conditional=False, multipart=False, part_copy=False, hierarchical=True)
 COPY_BYTES = 1 << 20
@@ -191,20 +193,22 @@ class FsspecWrites(NoMultipart):
             raise rejected(f"{what}: a directory is in the way of a file", errno.EISDIR)
         return describe(key, info)
 
-    def _write(self, what: str, path: str, write: Callable[[Any], Any]) -> None:
-        def make(filesystem: Any) -> None:
+    def _write(self, what: str, path: str, write: Callable[[Any], T]) -> T:
+        """Return ``write(file system)``, which makes something of that path. Raises `StoreError`."""
+
+        def make(filesystem: Any) -> T:
             try:
-                write(filesystem)
+                return write(filesystem)
             except Exception as exc:
                 if not self._abilities.hierarchical:
                     raise
                 made = self._make_parents(filesystem, path)
                 if not made and not self._is_missing(exc):
                     raise
-                write(filesystem)  # also where others have made them since the first try
+                return write(filesystem)  # also where others have made them since the first try
 
         try:
-            self._filesystems.run(make, again=False)
+            return self._filesystems.run(make, again=False)
         except Exception as exc:  # noqa: BLE001
             number = getattr(exc, "errno", None)
             if isinstance(exc, NotADirectoryError | IsADirectoryError | FileExistsError):

@@ -96,9 +96,7 @@ class HdfsDriver(FsspecDriver):
                 raise
             return info
 
-        written: list[ObjectInfo] = []
-        self._write(what, path, lambda tree: written.append(install(tree)))
-        return written[0]
+        return self._write(what, path, install)
 
     def _settle(self, tree: Tree, key: str, temporary: str, old: Any, new: Any) -> ObjectInfo:
         """Give the new file the permissions of the old one, and a version that differs from its."""

@@ -124,9 +124,7 @@ class SftpDriver(FsspecDriver):
                 raise
             return info
 
-        written: list[ObjectInfo] = []
-        self._write(what, path, lambda filesystem: written.append(install(filesystem)))
-        return written[0]
+        return self._write(what, path, install)
 
     def _settle(self, ftp: Any, key: str, temporary: str, old: Any, new: Any) -> ObjectInfo:
         """Give the new file the mode of the old one, and a version that differs from its."""
