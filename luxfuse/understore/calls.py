@@ -125,7 +125,6 @@ class Calls(Submissions):
             retry_until_s = self._clock() + self._timeout_s - spent_s
             patient = kind == "put" and patience >= PATIENT_CALLS
             with trio.move_on_after(timeout_s - spent_s) as scope, self.presence.waits(scope, patient=patient):
-                began_s = self._clock()
                 while True:
                     self.counters.attempts[kind] += 1
                     began_s = self._clock()
