@@ -25,12 +25,19 @@ def version_of(size: int, mtime_ns: int) -> str:
     return f"{size}-{mtime_ns}"
 
 
-def kind_of(filesystem: Any, path: str) -> str | None:
-    """Return "file", "directory" or another kind; None if there is nothing.
+def info_of(filesystem: Any, path: str) -> dict[str, Any] | None:
+    """Return the description of what is at a path; None if there is nothing.
 
     Unlike fsspec's ``isdir`` and ``exists``, it does not take a connection that failed for a no.
     """
     try:
-        return str(filesystem.info(path)["type"])
+        info: dict[str, Any] = filesystem.info(path)
     except (FileNotFoundError, NotADirectoryError):
         return None
+    return info
+
+
+def kind_of(filesystem: Any, path: str) -> str | None:
+    """Return "file", "directory" or another kind; None if there is nothing."""
+    info = info_of(filesystem, path)
+    return None if info is None else str(info["type"])

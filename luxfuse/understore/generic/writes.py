@@ -144,20 +144,20 @@ class FsspecWrites(NoMultipart):
 
     def _delete_one(self, key: str, what: str) -> None:
         path = self._target(key, what)
-
-        def delete(filesystem: Any) -> None:
-            if not key.endswith("/"):
-                if kind_of(filesystem, path) != "directory":  # else there is no file of that name
-                    filesystem.rm_file(path)
-            elif kind_of(filesystem, path) == "directory":
-                if filesystem.ls(path, detail=False):
-                    raise rejected(f"{what}: the directory is not empty", errno.ENOTEMPTY)
-                filesystem.rmdir(path)
-
         try:
-            self._filesystems.run(delete, again=False)
+            self._filesystems.run(lambda filesystem: self._remove(filesystem, key, path, what), again=False)
         except Exception as exc:  # noqa: BLE001
             raise failure(exc, what, self._family) from None
+
+    def _remove(self, filesystem: Any, key: str, path: str, what: str) -> None:
+        """Remove what is at the path if it is what the key says: a file, or a directory that is empty."""
+        if not key.endswith("/"):
+            if kind_of(filesystem, path) != "directory":  # else there is no file of that name
+                filesystem.rm_file(path)
+        elif kind_of(filesystem, path) == "directory":
+            if filesystem.ls(path, detail=False):
+                raise rejected(f"{what}: the directory is not empty", errno.ENOTEMPTY)
+            filesystem.rmdir(path)
 
     def _make_directory(self, key: str, what: str) -> ObjectInfo:
         if not self._abilities.hierarchical:

@@ -13,10 +13,9 @@ from luxfuse.errors import StoreUnavailable
 from luxfuse.types import Buffer, ListPage, ObjectInfo
 from luxfuse.understore.failures import require_version
 from luxfuse.understore.generic.driver import FsspecDriver
-from luxfuse.understore.generic.infos import describe
+from luxfuse.understore.generic.infos import describe, info_of, kind_of
 from luxfuse.understore.generic.writes import beside, listed, rejected
 from luxfuse.understore.hdfs.tree import PIECE_BYTES, Body, Tree
-from luxfuse.understore.library_failures import failure
 from luxfuse.understore.properties import Properties
 
 COPIED_BYTES = 8 << 20
@@ -81,7 +80,7 @@ class HdfsDriver(FsspecDriver):
         temporary = beside(path)
 
         def install(tree: Tree) -> ObjectInfo:
-            old = _found(tree, path)
+            old = info_of(tree, path)
             if old is not None and old["type"] == "directory":
                 raise rejected(f"{what}: a directory is in the way of a file", errno.EISDIR)
             try:
@@ -109,33 +108,20 @@ class HdfsDriver(FsspecDriver):
                 tree.set_times(temporary, entry.mtime_ms + 1, entry.atime_ms)
         return describe(key, new)
 
-    def _delete_one(self, key: str, what: str) -> None:
-        path = self._target(key, what)
-
-        def delete(tree: Tree) -> None:
-            found = _found(tree, path)
-            if found is not None and (found["type"] == "directory") == key.endswith("/"):
-                tree.rm_file(path)
-
+    def _remove(self, filesystem: Tree, key: str, path: str, what: str) -> None:
+        kind = kind_of(filesystem, path)
+        if kind is None or (kind == "directory") != key.endswith("/"):
+            return
         try:
-            self._filesystems.run(delete, again=False)
+            filesystem.rm_file(path)  # a directory only if it is empty
         except OSError as exc:
             if exc.errno == errno.ENOTEMPTY:
                 raise rejected(f"{what}: the directory is not empty", errno.ENOTEMPTY) from None
-            raise failure(exc, what) from None
-        except Exception as exc:  # noqa: BLE001
-            raise failure(exc, what) from None
+            raise
 
 
 def _piece(path: str, start: int, end: int, tree: Tree) -> bytes:
     return tree.cat_file(path, start, end)
-
-
-def _found(tree: Tree, path: str) -> dict[str, Any] | None:
-    try:
-        return tree.info(path)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
 
 
 def _remove_quietly(tree: Tree, path: str) -> None:
