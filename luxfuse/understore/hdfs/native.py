@@ -57,11 +57,11 @@ class Native:
     def info(self, path: str) -> dict[str, Any]:
         return _entry(self._run(self._client.get_file_info, path)).info(path)
 
-    def ls(self, path: str, detail: bool = True) -> list[Any]:
+    def ls(self, path: str, detail: bool = True) -> list[dict[str, Any]]:
         found, infos = self._client.list_status(path, False), list[dict[str, Any]]()
         while some := self._run(_some_of, found):
             infos.extend(_entry(status).info(status.path) for status in some)
-        return infos if detail else [info["name"] for info in infos]
+        return infos
 
     def cat_file(self, path: str, start: int, end: int) -> bytes:
         async def read() -> bytes:
@@ -99,9 +99,6 @@ class Native:
 
     def rm_file(self, path: str) -> None:
         self._run(self._client.delete, path, False)
-
-    def rmdir(self, path: str) -> None:
-        self.rm_file(path)
 
     def close(self) -> None:
         """Its connections end with the client."""

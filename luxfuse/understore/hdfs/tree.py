@@ -51,8 +51,8 @@ class Tree(Protocol):
     def info(self, path: str) -> dict[str, Any]:
         """Describe a file or directory."""
 
-    def ls(self, path: str, detail: bool = True) -> list[Any]:
-        """Return the entries of a directory; a file is alone in its own listing."""
+    def ls(self, path: str, detail: bool = True) -> list[dict[str, Any]]:
+        """Describe the entries of a directory; a file is alone in its own listing. Nobody asks for the names alone."""
 
     def cat_file(self, path: str, start: int, end: int) -> bytes:
         """Return a range of a file, cut at its end."""
@@ -74,6 +74,3 @@ class Tree(Protocol):
 
     def rm_file(self, path: str) -> None:
         """Remove a file, or an empty directory."""
-
-    def rmdir(self, path: str) -> None:
-        """Remove an empty directory."""

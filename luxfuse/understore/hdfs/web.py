@@ -74,12 +74,12 @@ class Web:
     def info(self, path: str) -> dict[str, Any]:
         return _entry(self._json("GETFILESTATUS", path, "FileStatus")).info(path)
 
-    def ls(self, path: str, detail: bool = True) -> list[Any]:
+    def ls(self, path: str, detail: bool = True) -> list[dict[str, Any]]:
         infos = []
         for status in self._json("LISTSTATUS", path, "FileStatuses", "FileStatus"):
             name = status["pathSuffix"]
             infos.append(_entry(status).info(f"{path.rstrip('/')}/{name}" if name else path))
-        return infos if detail else [info["name"] for info in infos]
+        return infos
 
     def cat_file(self, path: str, start: int, end: int) -> bytes:
         try:
@@ -117,9 +117,6 @@ class Web:
 
     def rm_file(self, path: str) -> None:
         self._call("DELETE", path, "DELETE", recursive="false")
-
-    def rmdir(self, path: str) -> None:
-        self.rm_file(path)
 
     def _require(self, operation: str, path: str, **parameters: Any) -> None:
         if _refused(self._call(operation, path, "PUT", **parameters)):
