@@ -1,32 +1,21 @@
 """A real S3 server that checks signatures: Ceph's RGW on a cluster of one node that keeps its objects in memory.
 
-One monitor, one OSD and one gateway, all on loopback and children of this process, with everything they write in a
-temporary directory. No manager: nothing here needs its statistics.
+One monitor, one OSD and one gateway. No manager: nothing here needs its statistics.
 
 Not S3: PUT with If-Match is wrong; conditions on copies and on the end of a multipart upload are ignored.
 """
 
 from __future__ import annotations
 
-import os
 import secrets
-import shutil
-import subprocess
-import tempfile
-import time
-import urllib.error
-import urllib.request
 import uuid
-from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
 
 from tests.support.ports import free_port
+from tests.support.server_group import ServerGroup, answers, missing
 
 PROGRAMS = ("ceph-mon", "ceph-osd", "radosgw", "radosgw-admin", "ceph", "ceph-authtool", "monmaptool")
 INSTALL = "apt-get install --no-install-recommends radosgw ceph-mon ceph-osd ceph-common"
-START_TIMEOUT_S = 90.0
-STOP_TIMEOUT_S = 10.0
 
 CONFIGURATION = """\
 [global]
@@ -81,71 +70,39 @@ CAPABILITIES = {
 }
 
 
-def available() -> str | None:
-    """Why the server cannot run here, or None if it can."""
-    missing = [program for program in (*PROGRAMS, "setpriv") if shutil.which(program) is None]
-    return f"needs {', '.join(missing)} (Debian: {INSTALL})" if missing else None
+class CephRgw(ServerGroup):
+    """``endpoint`` is the gateway's URL, for ``access_key`` and ``secret_key``."""
 
-
-class CephRgw:
-    """Use as a context manager; ``endpoint`` is the gateway's URL, for ``access_key`` and ``secret_key``."""
-
+    name = "ceph-rgw"
+    start_timeout_s = 90.0
+    kept_from = ("CEPH_", "PYTHON")
     region = "us-east-1"
 
     def __init__(self) -> None:
+        super().__init__()
         self.access_key = secrets.token_hex(10).upper()
         self.secret_key = f"{secrets.token_hex(10)}/+{secrets.token_hex(9)}"  # with what must be escaped
         self.port = 0
-        self._base: Path | None = None
-        self._processes: list[subprocess.Popen[bytes]] = []
 
-    @property
-    def base(self) -> Path:
-        """Where everything is written."""
-        assert self._base is not None, "not started"
-        return self._base
+    @staticmethod
+    def available() -> str | None:
+        lacking = missing(*PROGRAMS)
+        return f"needs {', '.join(lacking)} (Debian: {INSTALL})" if lacking else None
 
     @property
     def endpoint(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
-    def __enter__(self) -> CephRgw:
-        self.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        self.stop()
-
-    def start(self) -> None:
-        """Start all, and make the user; returns once the gateway answers."""
-        reason = available()
-        if reason is not None:
-            raise RuntimeError(reason)
-        self._base = Path(tempfile.mkdtemp(prefix="ceph-rgw-"))
-        self._deadline = time.monotonic() + START_TIMEOUT_S
-        try:
-            self._configure()
-            self._start_monitor()
-            self._start_osd()
-            self._spawn("radosgw", "-n", "client.rgw")
-            self._wait("the gateway", self._answers)
-            self._run(
-                "radosgw-admin", "-c", self._config, "user", "create", "--uid=tests", "--display-name=tests",
-                f"--access-key={self.access_key}", f"--secret-key={self.secret_key}",
-            )  # fmt: skip
-        except BaseException:
-            self.stop()
-            raise
-
-    def stop(self) -> None:
-        """Kill the processes and remove what they wrote: nothing of it is needed again."""
-        for process in reversed(self._processes):
-            process.kill()
-        while self._processes:
-            self._processes.pop().wait(STOP_TIMEOUT_S)
-        if self._base is not None:
-            shutil.rmtree(self._base, ignore_errors=True)
-            self._base = None
+    def _launch(self) -> None:
+        self._configure()
+        self._start_monitor()
+        self._start_osd()
+        self._serve("radosgw", "-n", "client.rgw")
+        self._wait("the gateway", lambda: answers(self.endpoint))
+        self._run(
+            "radosgw-admin", "-c", self._config, "user", "create", "--uid=tests", "--display-name=tests",
+            f"--access-key={self.access_key}", f"--secret-key={self.secret_key}",
+        )  # fmt: skip
 
     @property
     def _config(self) -> str:
@@ -169,7 +126,7 @@ class CephRgw:
         (self.base / "mon").mkdir()
         keyring, monitors = str(self.base / "keyring"), str(self.base / "monmap")
         self._run("ceph-mon", "-c", self._config, "-i", "a", "--mkfs", "--monmap", monitors, "--keyring", keyring)
-        self._spawn("ceph-mon", "-i", "a")
+        self._serve("ceph-mon", "-i", "a")
 
     def _start_osd(self) -> None:
         (self.base / "osd").mkdir()
@@ -177,51 +134,7 @@ class CephRgw:
         # Waits for the monitor.
         self._run("ceph", "-c", self._config, "--connect-timeout", "60", "osd", "new", identity, "0")
         self._run("ceph-osd", "-c", self._config, "-i", "0", "--mkfs", "--osd-uuid", identity)
-        self._spawn("ceph-osd", "-i", "0")
+        self._serve("ceph-osd", "-i", "0")
 
-    def _spawn(self, program: str, *arguments: str) -> None:
-        with (self.base / f"{program}.out").open("wb") as output:
-            process = subprocess.Popen(
-                # Killed tests leave no cluster behind.
-                ["setpriv", "--pdeathsig", "KILL", program, "-c", self._config, "-f", *arguments],
-                stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True, cwd=self.base,
-                env=self._environment(),
-            )  # fmt: skip
-        self._processes.append(process)
-
-    def _run(self, *command: str) -> None:
-        left = max(1.0, self._deadline - time.monotonic())
-        try:
-            done = subprocess.run(
-                command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", timeout=left,
-                check=False, cwd=self.base, env=self._environment(),
-            )  # fmt: skip
-        except subprocess.TimeoutExpired:
-            raise RuntimeError(f"{command[0]} did not end within {left:.0f} s: {self._said()}") from None
-        if done.returncode:
-            raise RuntimeError(f"{command[0]} ended with {done.returncode}: {done.stderr[-1000:]} {self._said()}")
-
-    def _environment(self) -> dict[str, str]:
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(("CEPH_", "PYTHON"))}
-        return kept | {"TMPDIR": str(self.base)}
-
-    def _wait(self, what: str, condition: Callable[[], bool]) -> None:
-        while not condition():
-            ended = [process for process in self._processes if process.poll() is not None]
-            if ended or time.monotonic() > self._deadline:
-                raise RuntimeError(f"{what} did not start; ended: {[p.args for p in ended]}; {self._said()}")
-            time.sleep(0.05)
-
-    def _answers(self) -> bool:
-        try:
-            with urllib.request.urlopen(self.endpoint, timeout=5):
-                return True
-        except urllib.error.HTTPError:
-            return True
-        except OSError:
-            return False
-
-    def _said(self) -> str:
-        """The ends of what the processes wrote, for an error message."""
-        said = {path.name: path.read_text(errors="replace").strip()[-500:] for path in self.base.glob("*.out")}
-        return " ".join(f"{name}: {text}" for name, text in said.items() if text)
+    def _serve(self, program: str, *arguments: str) -> None:
+        self._spawn(program, program, "-c", self._config, "-f", *arguments)

@@ -1,8 +1,7 @@
 """A real HDFS: a name node and a data node of Hadoop 2.7.3, whose classes are in the package pyspark 2.4.8.
 
-Both are children of this process, on loopback, with everything they write in a temporary directory. The name node's
-WebHDFS needs Jersey 1, which Debian has. The jars, 220 MB to fetch, are kept in `JARS`: `python -m tests.support.hadoop`
-brings them there.
+The name node's WebHDFS needs Jersey 1, which Debian has. The jars, 220 MB to fetch, are kept in `JARS`:
+`python -m tests.support.hadoop` brings them there.
 """
 
 from __future__ import annotations
@@ -15,12 +14,10 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
 
 from tests.support.ports import free_port
+from tests.support.server_group import ServerGroup
 
 JARS = Path.home() / ".cache/luxfuse-tests/hadoop-2.7.3"
 PACKAGE = "pyspark==2.4.8"
@@ -33,8 +30,6 @@ NEEDED = ("hadoop-annotations", "hadoop-auth", "hadoop-common", "hadoop-hdfs", "
 OF_DEBIAN = [f"/usr/share/java/{name}.jar" for name in
              ("jsr311-api", "jersey1-core", "jersey1-server", "jersey1-servlet", "jersey1-json")]  # fmt: skip
 INSTALL = "apt-get install default-jre-headless libjersey1-server-java libjersey1-servlet-java libjersey1-json-java"
-START_TIMEOUT_S = 60.0
-STOP_TIMEOUT_S = 10.0
 
 OPTIONS = [
     # Hadoop of that time looks into Java of that time.
@@ -48,13 +43,6 @@ log4j.rootLogger=WARN,out
 log4j.appender.out=org.apache.log4j.ConsoleAppender
 log4j.appender.out.layout=org.apache.log4j.SimpleLayout
 """
-
-
-def available() -> str | None:
-    """Why the servers cannot run here, or None if they can."""
-    if shutil.which("java") is None or not all(map(os.path.exists, OF_DEBIAN)):
-        return f"needs Java and Jersey 1 (Debian: {INSTALL})"
-    return None if JARS.exists() else f"needs {JARS}: run python -m tests.support.hadoop"
 
 
 def fetch() -> None:
@@ -78,19 +66,22 @@ def fetch() -> None:
         found.rename(JARS)
 
 
-class Hadoop:
-    """Use as a context manager. ``url`` is the name node's, ``web_url`` that of its WebHDFS."""
+class Hadoop(ServerGroup):
+    """``url`` is the name node's, ``web_url`` that of its WebHDFS."""
+
+    name = "hadoop"
+    start_timeout_s = 60.0
+    kept_from = ("HADOOP_", "JAVA_")
 
     def __init__(self) -> None:
+        super().__init__()
         self._ports: dict[str, int] = {}
-        self._base: Path | None = None
-        self._processes: dict[str, subprocess.Popen[bytes]] = {}
 
-    @property
-    def base(self) -> Path:
-        """Where everything is written."""
-        assert self._base is not None, "not started"
-        return self._base
+    @staticmethod
+    def available() -> str | None:
+        if shutil.which("java") is None or not all(map(os.path.exists, OF_DEBIAN)):
+            return f"needs Java and Jersey 1 (Debian: {INSTALL})"
+        return None if JARS.exists() else f"needs {JARS}: run python -m tests.support.hadoop"
 
     @property
     def url(self) -> str:
@@ -100,45 +91,19 @@ class Hadoop:
     def web_url(self) -> str:
         return f"webhdfs://127.0.0.1:{self._ports['web']}"
 
-    def __enter__(self) -> Hadoop:
-        self.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        self.stop()
-
-    def start(self) -> None:
+    def _launch(self) -> None:
         """Format, and start both; returns when the data node takes blocks."""
-        if reason := available():
-            raise RuntimeError(reason)
-        self._base = Path(tempfile.mkdtemp(prefix="hadoop-"))
-        try:
-            self._configure()
-            self._java("format", "namenode.NameNode", "-format", "-nonInteractive").wait(START_TIMEOUT_S)
-            self.restart()
-        except BaseException:
-            self.stop()
-            raise
+        self._configure()
+        self._run(*self._java("namenode.NameNode", "-format", "-nonInteractive"))
+        self.restart()
 
     def restart(self) -> None:
         """Cut all connections, and serve again."""
         self._end()
-        self._java("name", "namenode.NameNode")
-        self._java("data", "datanode.DataNode")
-        self._wait(lambda: self._serves("data-web") and self._serves("name") and self._takes_blocks())
-
-    def stop(self) -> None:
-        """Kill both and remove what they wrote: nothing of it is needed again."""
-        self._end()
-        if self._base is not None:
-            shutil.rmtree(self._base, ignore_errors=True)
-            self._base = None
-
-    def _end(self) -> None:
-        for process in self._processes.values():
-            process.kill()
-        while self._processes:
-            self._processes.popitem()[1].wait(STOP_TIMEOUT_S)
+        self._begin()
+        self._spawn("name", *self._java("namenode.NameNode"))
+        self._spawn("data", *self._java("datanode.DataNode"))
+        self._wait("Hadoop", lambda: self._serves("data-web") and self._serves("name") and self._takes_blocks())
 
     def _configure(self) -> None:
         names = ("name", "web", "data", "data-web", "data-ipc")
@@ -169,20 +134,10 @@ class Hadoop:
             (conf / "webapps" / name / "WEB-INF").mkdir(parents=True)
             (conf / "webapps" / name / "WEB-INF" / "web.xml").write_text("<web-app></web-app>\n")
 
-    def _java(self, name: str, main: str, *arguments: str) -> subprocess.Popen[bytes]:
+    def _java(self, main: str, *arguments: str) -> list[str]:
         path = ":".join([f"{self.base}/conf", *map(str, sorted(JARS.iterdir())), *OF_DEBIAN])
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(("HADOOP_", "JAVA_"))}
-        kept["TMPDIR"] = str(self.base)  # else it is taken for a daemon that was left
-        with (self.base / f"{name}.out").open("ab") as output:
-            process = subprocess.Popen(
-                # Killed tests leave no servers behind.
-                ["setpriv", "--pdeathsig", "KILL", "java", *OPTIONS, f"-Djava.io.tmpdir={self.base}", "-cp", path,
-                 f"org.apache.hadoop.hdfs.server.{main}", *arguments],
-                stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True, cwd=self.base, env=kept,
-            )  # fmt: skip
-        if name != "format":
-            self._processes[name] = process
-        return process
+        return ["java", *OPTIONS, f"-Djava.io.tmpdir={self.base}", "-cp", path, f"org.apache.hadoop.hdfs.server.{main}",
+                *arguments]  # fmt: skip
 
     def _serves(self, name: str) -> bool:
         try:
@@ -200,15 +155,6 @@ class Hadoop:
             return place is not None and requests.put(place, data=b"x", timeout=5).status_code == 201
         except OSError:
             return False
-
-    def _wait(self, condition: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + START_TIMEOUT_S
-        while not condition():
-            ended = [name for name, process in self._processes.items() if process.poll() is not None]
-            if ended or time.monotonic() > deadline:
-                said = {path.name: path.read_text(errors="replace")[-500:] for path in self.base.glob("*.out")}
-                raise RuntimeError(f"Hadoop did not start; ended: {ended}; {said}")
-            time.sleep(0.1)
 
 
 if __name__ == "__main__":

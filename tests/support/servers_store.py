@@ -14,15 +14,14 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
-from tests.support import ceph_rgw as ceph
-from tests.support import hadoop as hdfs
-from tests.support import swift as openstack
 from tests.support.ceph_rgw import CephRgw
 from tests.support.hadoop import Hadoop
 from tests.support.ports import free_port
+from tests.support.server_group import ServerGroup
 from tests.support.swift import Swift
 
 START_TIMEOUT_S = 120
@@ -34,6 +33,9 @@ AZURITE_PACKAGE = "azurite@3.35.0"  # 3.37 needs a newer Node
 AZURITE_ACCOUNT = "devstoreaccount1"
 # The published key of every Azurite there is.
 AZURITE_KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
+
+
+Group = TypeVar("Group", bound=ServerGroup)
 
 
 @contextlib.contextmanager
@@ -84,31 +86,30 @@ def strict_moto_url() -> Iterator[str]:
         yield f"http://127.0.0.1:{port}"
 
 
+def started(kind: type[Group]) -> Iterator[Group]:
+    """Start servers for a session, if they can run here."""
+    if reason := kind.available():
+        pytest.skip(reason)
+    with kind() as servers:
+        yield servers
+
+
 @pytest.fixture(scope="session")
 def ceph_rgw() -> Iterator[CephRgw]:
     """Ceph's gateway, which checks signatures; for tests marked ceph, which run only when asked for."""
-    if reason := ceph.available():
-        pytest.skip(reason)
-    with CephRgw() as server:
-        yield server
+    yield from started(CephRgw)
 
 
 @pytest.fixture(scope="session")
 def swift() -> Iterator[Swift]:
     """OpenStack Swift with its S3 layer; for tests marked swift, which run only when asked for."""
-    if reason := openstack.available():
-        pytest.skip(reason)
-    with Swift() as server:
-        yield server
+    yield from started(Swift)
 
 
 @pytest.fixture(scope="session")
 def hadoop() -> Iterator[Hadoop]:
     """Hadoop's HDFS; for tests marked hdfs, which run only when asked for."""
-    if reason := hdfs.available():
-        pytest.skip(reason)
-    with Hadoop() as server:
-        yield server
+    yield from started(Hadoop)
 
 
 @pytest.fixture(scope="session")

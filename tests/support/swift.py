@@ -1,28 +1,15 @@
-"""A real OpenStack Swift: proxy, account, container and object servers, with Swift's S3 layer, which checks signatures.
-
-All on loopback and children of this process, with everything they write in a temporary directory.
-"""
+"""A real OpenStack Swift: proxy, account, container and object servers, with Swift's S3 layer, which checks signatures."""
 
 from __future__ import annotations
 
-import contextlib
-import os
 import secrets
-import shutil
 import subprocess
-import tempfile
-import time
-import urllib.error
-import urllib.request
-from pathlib import Path
-from types import TracebackType
 
 from tests.support.ports import free_port
+from tests.support.server_group import ServerGroup, answers, missing
 
 PROGRAMS = ("swift-proxy-server", "swift-account-server", "swift-container-server", "swift-object-server")
 INSTALL = "apt-get install --no-install-recommends swift-proxy swift-account swift-container swift-object"
-START_TIMEOUT_S = 120.0
-STOP_TIMEOUT_S = 10.0
 
 SWIFT = "[swift-hash]\nswift_hash_path_prefix = luxfuse\nswift_hash_path_suffix = tests\n"
 
@@ -102,65 +89,34 @@ allow_object_versioning = true
 """
 
 
-def available() -> str | None:
-    """Why the servers cannot run here, or None if they can."""
-    missing = [program for program in (*PROGRAMS, "setpriv") if shutil.which(program) is None]
-    return f"needs {', '.join(missing)} (Debian: {INSTALL})" if missing else None
+class Swift(ServerGroup):
+    """``endpoint`` is the URL of the S3 layer, for ``access_key`` and ``secret_key``."""
 
-
-class Swift:
-    """Use as a context manager; ``endpoint`` is the URL of the S3 layer, for ``access_key`` and ``secret_key``."""
-
+    name = "swift"
+    start_timeout_s = 120.0
+    kept_from = ("SWIFT_", "PYTHON", "OS_")
     region = "us-east-1"
     access_key = "tests:tester"
 
     def __init__(self) -> None:
+        super().__init__()
         self.secret_key = secrets.token_hex(16)
         self._ports: dict[str, int] = {}
-        self._base: Path | None = None
-        self._processes: list[subprocess.Popen[bytes]] = []
 
-    @property
-    def base(self) -> Path:
-        """Where everything is written."""
-        assert self._base is not None, "not started"
-        return self._base
+    @staticmethod
+    def available() -> str | None:
+        lacking = missing(*PROGRAMS)
+        return f"needs {', '.join(lacking)} (Debian: {INSTALL})" if lacking else None
 
     @property
     def endpoint(self) -> str:
         return f"http://127.0.0.1:{self._ports['proxy']}"
 
-    def __enter__(self) -> Swift:
-        self.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        self.stop()
-
-    def start(self) -> None:
-        """Start all; returns once the proxy answers."""
-        if reason := available():
-            raise RuntimeError(reason)
-        self._base = Path(tempfile.mkdtemp(prefix="swift-"))
-        try:
-            self._configure()
-            for name in ("account", "container", "object", "proxy"):
-                self._spawn(name)
-            self._wait()
-        except BaseException:
-            self.stop()
-            raise
-
-    def stop(self) -> None:
-        """Kill the processes, those of each server in a group, and remove what they wrote."""
-        for process in self._processes:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, 9)
-        while self._processes:
-            self._processes.pop().wait(STOP_TIMEOUT_S)
-        if self._base is not None:
-            shutil.rmtree(self._base, ignore_errors=True)
-            self._base = None
+    def _launch(self) -> None:
+        self._configure()
+        for name in ("account", "container", "object", "proxy"):
+            self._spawn(name, f"swift-{name}-server", str(self.base / f"{name}.conf"), "verbose")
+        self._wait("Swift", lambda: answers(f"{self.endpoint}/info"))
 
     def _configure(self) -> None:
         names = ("account", "container", "object", "proxy", "nothing")
@@ -181,43 +137,6 @@ class Swift:
         )  # fmt: skip
         (self.base / "proxy.conf").write_text(text)
 
-    def _spawn(self, name: str) -> None:
-        with (self.base / f"{name}.out").open("wb") as output:
-            process = subprocess.Popen(
-                # Killed tests leave no servers behind.
-                ["setpriv", "--pdeathsig", "KILL", f"swift-{name}-server", str(self.base / f"{name}.conf"), "verbose"],
-                stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True, cwd=self.base,
-                env=self._environment(),
-            )  # fmt: skip
-        self._processes.append(process)
-
-    def _run(self, *command: str) -> None:
-        done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", timeout=START_TIMEOUT_S,
-            check=False, cwd=self.base, env=self._environment(),
-        )  # fmt: skip
-        if done.returncode:
-            raise RuntimeError(f"{command} ended with {done.returncode}: {done.stdout[-500:]} {done.stderr[-1000:]}")
-
     def _environment(self) -> dict[str, str]:
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(("SWIFT_", "PYTHON", "OS_"))}
-        kept["PATH"] = f"/usr/bin:/bin:{kept.get('PATH', '')}"
-        return kept | {"TMPDIR": str(self.base)}
-
-    def _wait(self) -> None:
-        deadline = time.monotonic() + START_TIMEOUT_S
-        while not self._answers():
-            ended = [process.args for process in self._processes if process.poll() is not None]
-            if ended or time.monotonic() > deadline:
-                said = {path.name: path.read_text(errors="replace")[-500:] for path in self.base.glob("*.out")}
-                raise RuntimeError(f"Swift did not start; ended: {ended}; {said}")
-            time.sleep(0.1)
-
-    def _answers(self) -> bool:
-        try:
-            with urllib.request.urlopen(f"{self.endpoint}/info", timeout=5):
-                return True
-        except urllib.error.HTTPError:
-            return True
-        except OSError:
-            return False
+        kept = super()._environment()
+        return kept | {"PATH": f"/usr/bin:/bin:{kept.get('PATH', '')}"}
