@@ -16,9 +16,7 @@ from luxfuse.understore.base import UnderStore
 from tests.support.servers_files import file_servers  # noqa: F401
 from tests.support.servers_store import azurite_url, ceph_rgw, hadoop, moto_url, nginx_files, swift  # noqa: F401
 from tests.support.store_targets import (  # noqa: F401
-    CEPH_TARGETS,
-    HDFS_TARGETS,
-    SWIFT_TARGETS,
+    ON_REQUEST,
     TARGETS,
     Target,
     fast_server,
@@ -50,7 +48,7 @@ UNCONDITIONAL_COPIES = {"s3", "s3-prefix", "ceph"}
 """Moto and Ceph: servers of S3 that know conditions of writes, and none of copies."""
 
 EVERYWHERE = [getattr(name, "values", (name,))[0] for name in TARGETS]
-ON_REQUEST = {name.values[0]: name.marks[0].name for name in (*CEPH_TARGETS, *HDFS_TARGETS, *SWIFT_TARGETS)}
+MARKERS = {name.values[0]: name.marks[0].name for name in ON_REQUEST}
 
 
 def row_of(target: str) -> tuple[str, str]:
@@ -70,7 +68,7 @@ def cannot(target: str) -> set[str]:
 
 
 def listed() -> list[str]:
-    return [name for name in (*EVERYWHERE, *ON_REQUEST) if name not in ("fake", "memory")]
+    return [name for name in (*EVERYWHERE, *MARKERS) if name not in ("fake", "memory")]
 
 
 def test_the_table_has_a_row_for_each_store_and_says_where_it_was_tested():
@@ -79,7 +77,7 @@ def test_the_table_has_a_row_for_each_store_and_says_where_it_was_tested():
     for name in listed():
         store, server = row_of(name)
         assert server in rows[store]["tested on"], name
-        if (marker := ON_REQUEST.get(name)) is not None:
+        if (marker := MARKERS.get(name)) is not None:
             assert f"`-m {marker}`" in rows[store]["tested on"], name
         assert cannot(name) <= WORDS
 
@@ -89,8 +87,7 @@ def test_each_word_is_explained():
     assert explained == WORDS
 
 
-@pytest.fixture(params=[*(name for name in TARGETS if name not in ("fake", "memory")), *CEPH_TARGETS, *HDFS_TARGETS,
-                        *SWIFT_TARGETS])  # fmt: skip
+@pytest.fixture(params=[*(name for name in TARGETS if name not in ("fake", "memory")), *ON_REQUEST])
 def named(request: pytest.FixtureRequest) -> str:
     name: str = request.param
     return name

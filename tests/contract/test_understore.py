@@ -30,10 +30,8 @@ from tests.support.servers_store import (  # noqa: F401
     swift,
 )
 from tests.support.store_targets import (  # noqa: F401
-    CEPH_TARGETS,
-    HDFS_TARGETS,
+    ON_REQUEST,
     SECRET,
-    SWIFT_TARGETS,
     TARGETS,
     Target,
     fast_server,
@@ -49,7 +47,7 @@ ODD_KEYS = ["e//f", "w/../q", "w/./r", "/lead", "trailing//"]
 FILE_KEYS = ["sp ace/a b", "a%b", "p%20q", "a#b", "a?b", "plus+plus", "é ü/ñ", "日本", "quo'\"", "~", "a&b=c", "a;b"]
 
 
-@pytest.fixture(params=[*TARGETS, *CEPH_TARGETS, *HDFS_TARGETS, *SWIFT_TARGETS])
+@pytest.fixture(params=[*TARGETS, *ON_REQUEST])
 def target(request: pytest.FixtureRequest) -> Iterator[Target]:
     """Every store in turn, each test with a bucket or directory of its own."""
     yield from open_target(request, request.param)

@@ -27,9 +27,12 @@ TARGETS = ["fake", "obstore-s3-prefix", "fsspec-s3", "obstore-fast", "obstore-az
            "http", "sftp", "ftp", "webdav", "fsspec-gs",
            # Of drivers and servers of S3, each has been there already.
            *(pytest.param(name, marks=pytest.mark.slow) for name in ("obstore-s3", "fsspec-fast"))]  # fmt: skip
-HDFS_TARGETS = [pytest.param(name, marks=pytest.mark.hdfs) for name in ("hdfs", "webhdfs")]
-SWIFT_TARGETS = [pytest.param(name, marks=pytest.mark.swift) for name in ("obstore-swift", "fsspec-swift")]
-CEPH_TARGETS = [pytest.param(name, marks=pytest.mark.ceph) for name in ("obstore-ceph", "fsspec-ceph")]
+ON_REQUEST = [
+    *(pytest.param(name, marks=pytest.mark.ceph) for name in ("obstore-ceph", "fsspec-ceph")),
+    *(pytest.param(name, marks=pytest.mark.hdfs) for name in ("hdfs", "webhdfs")),
+    *(pytest.param(name, marks=pytest.mark.swift) for name in ("obstore-swift", "fsspec-swift")),
+]
+"""Those on servers that run only when they are asked for."""
 
 
 @dataclass
@@ -265,7 +268,7 @@ def fast_server() -> Iterator[fast_s3.FastS3]:
 
 
 def open_target(request: pytest.FixtureRequest, name: str) -> Iterator[Target]:
-    """Yield the target ``name`` of `TARGETS`, with a bucket or directory of its own."""
+    """Yield the target ``name`` of `TARGETS` or `ON_REQUEST`, with a bucket or directory of its own."""
     tmp_path: Path = request.getfixturevalue("tmp_path")
     driver, _, rest = name.partition("-")
     if name == "fake":
