@@ -29,9 +29,9 @@ public addr = 127.0.0.1
 cluster addr = 127.0.0.1
 ms bind ipv6 = false
 ms bind msgr1 = false
-# Below the ports that are given out on request, so that the gateway's stays free until it binds.
-ms bind port min = 20000
-ms bind port max = 32767
+# Below those of `free_port`, so that the gateway's stays free until it binds.
+ms bind port min = 6800
+ms bind port max = 9999
 run dir = {base}
 crash dir = {base}
 admin socket =
