@@ -12,11 +12,10 @@ import ipaddress
 import select
 import socket
 import ssl
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -25,6 +24,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from tests.support.http_server import HttpServer, answering
 
 _HOP = ("connection", "keep-alive", "transfer-encoding", "proxy-authorization", "proxy-connection", "date", "server")
 
@@ -110,12 +111,9 @@ def _relay(one: socket.socket, other: socket.socket) -> None:
             (other if source is one else one).sendall(data)
 
 
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-    request_queue_size = 128
-
+class _Server(HttpServer):
     def __init__(self, upstream: str, check: Callable[[Any], Answer | None], tls: ssl.SSLContext | None) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
+        super().__init__(_Handler)
         self.upstream = upstream
         self.check = check
         self._tls = tls
@@ -126,9 +124,6 @@ class _Server(ThreadingHTTPServer):
             return
         with self._tls.wrap_socket(request, server_side=True) as secured:
             super().finish_request(secured, client_address)
-
-    def handle_error(self, *_: Any) -> None:
-        pass  # clients that do not trust the certificate
 
 
 @contextmanager
@@ -144,14 +139,8 @@ def front(
         tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         tls.load_cert_chain(certificate)
     server = _Server(urlsplit(upstream).netloc, check, tls)
-    thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
-    thread.start()
-    try:
+    with answering(server):
         yield f"{'https' if tls else 'http'}://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
 
 
 @dataclass

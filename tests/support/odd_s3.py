@@ -14,10 +14,12 @@ import urllib.parse
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from email.utils import formatdate
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from types import TracebackType
 from typing import Any
 from xml.sax.saxutils import escape
+
+from tests.support.http_server import HttpServer
 
 KEPT = ("content-type", "cache-control", "content-encoding", "content-disposition", "content-language")
 
@@ -90,7 +92,7 @@ class OddS3:
 
     def __enter__(self) -> OddS3:
         handler = type("Handler", (_Handler,), {"s3": self})
-        self._server = _Server(("127.0.0.1", 0), handler)
+        self._server = HttpServer(handler)
         self._thread = threading.Thread(target=self._server.serve_forever, args=[0.02])
         self._thread.start()
         return self
@@ -285,14 +287,6 @@ def _coded(key: str, seen: Seen) -> str:
 
 def _xml(name: str, inner: str) -> Answer:
     return Answer(200, f'<?xml version="1.0"?><{name}>{inner}</{name}>'.encode())
-
-
-class _Server(ThreadingHTTPServer):
-    request_queue_size = 128  # of more connections that wait, the kernel drops the next: it is tried again after a second
-    daemon_threads = True
-
-    def handle_error(self, *arguments: object) -> None:
-        pass  # clients that went away
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import itertools
 import random
-import threading
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 
 import pytest
@@ -17,6 +16,7 @@ from luxfuse.understore.base import UnderStore
 from luxfuse.understore.factory import open_driver
 from luxfuse.understore.retrying import Store
 from luxfuse.volume import store_opening
+from tests.support.http_server import HttpServer, answering
 from tests.support.odd_s3 import Answer, OddS3
 
 XHTML = b"<html><head><title>Log in</title></head><body><p>Hello</p></body></html>"
@@ -60,22 +60,10 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
 
-class Server(ThreadingHTTPServer):
-    request_queue_size = 128  # of more connections that wait, the kernel drops the next: it is tried again after a second
-    daemon_threads = True
-
-    def handle_error(self, *arguments: object) -> None:
-        pass  # clients that went away
-
-
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
-    with Server(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever, args=[0.02])
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-        thread.join()
+    with answering(HttpServer(Handler)) as server:
+        yield server.url
 
 
 def opened(kind: str, url: str) -> UnderStore:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -22,19 +21,17 @@ from luxfuse.errors import (
 )
 from luxfuse.understore.base import UnderStore
 from luxfuse.understore.factory import open_driver
+from tests.support.http_server import HttpServer, answering
 
 ROOT = "/webhdfs/v1"
 TIME_MS = 1_700_000_000_123
 
 
-class HttpFs(ThreadingHTTPServer):
+class HttpFs(HttpServer):
     """Files in memory, served as HttpFS does: it sends on to itself, and renames over nothing."""
 
-    request_queue_size = 128  # of more connections that wait, the kernel drops the next: it is tried again after a second
-    daemon_threads = True
-
     def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
+        super().__init__(Handler)
         self.files: dict[str, bytes] = {}
         self.times: dict[str, int] = {}
         self.asked: list[tuple[str, str, dict[str, str]]] = []
@@ -121,12 +118,8 @@ def exception(name: str, message: str = "at /secret/path") -> bytes:
 
 @pytest.fixture
 def server() -> Iterator[HttpFs]:
-    with HttpFs() as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
+    with answering(HttpFs()) as server:
         yield server
-        server.shutdown()
-        thread.join()
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 
 import pytest
 
@@ -19,6 +19,7 @@ from luxfuse.errors import (
 )
 from luxfuse.understore.base import UnderStore
 from luxfuse.understore.factory import open_driver
+from tests.support.http_server import HttpServer, answering
 
 BODY = bytes(range(100))
 SECRET = "s3cr3t/Key+Value=="
@@ -70,23 +71,11 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
 
-class Server(ThreadingHTTPServer):
-    request_queue_size = 128  # of more connections that wait, the kernel drops the next: it is tried again after a second
-    daemon_threads = True
-
-    def handle_error(self, *arguments: object) -> None:
-        pass  # clients that went away
-
-
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
-    with Server(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever, args=[0.02])
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}"
+    with answering(HttpServer(Handler)) as server:
+        yield server.url
         over.set()
-        server.shutdown()
-        thread.join()
 
 
 @pytest.fixture(params=["obstore", "fsspec"])

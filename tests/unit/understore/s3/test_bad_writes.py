@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import re
-import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import ClassVar
 
 import pytest
@@ -26,6 +25,7 @@ from luxfuse.errors import (
 from luxfuse.types import ABSENT
 from luxfuse.understore.base import UnderStore
 from luxfuse.understore.factory import open_driver
+from tests.support.http_server import HttpServer, answering
 
 SECRET = "s3cr3t/Key+Value=="
 ANSWERS = {
@@ -96,22 +96,10 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
 
-class Server(ThreadingHTTPServer):
-    request_queue_size = 128  # of more connections that wait, the kernel drops the next: it is tried again after a second
-    daemon_threads = True
-
-    def handle_error(self, *arguments: object) -> None:
-        pass  # clients that went away
-
-
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
-    with Server(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever, args=[0.02])
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-        thread.join()
+    with answering(HttpServer(Handler)) as server:
+        yield server.url
 
 
 @pytest.fixture(params=["obstore", "fsspec"])
