@@ -158,7 +158,9 @@ class Names(ListedNames):
 
     def put(self, parent: int, name: bytes, entry: Entry) -> None:
         """Change an entry whose inode number stays. A change during a listing outlives it."""
-        self._apply(self._records_of(parent, name, entry))
+        records: Records = {}
+        self._refer(records, parent, name, entry)
+        self._apply(records)
         self._entries[U64.pack(parent) + name] = entry
 
     def create(
@@ -178,12 +180,8 @@ class Names(ListedNames):
 
         ``also``: what another name (its parent, itself, and the entry) is from now on, in the same change, as with `put`.
         """
-        old = self.get(parent, name)
-        serial = old.listing if old is not None else self.listings.serial(parent)
-        entry = Entry(self._numbers.new(), kind, size, version, mtime_ns, checked_s, serial)
-        describe(entry, attributes, 0, checked_s)
-        self._give(parent, name, old, entry, also)
-        return entry
+        found = Found(name, kind, size, version, mtime_ns)
+        return self._replace(parent, name, self.get(parent, name), found, checked_s, attributes, described_ns=0, also=also)
 
     def erase(self, parent: int, name: bytes) -> None:
         """Forget a name, whatever the store says; it need not exist."""
@@ -212,7 +210,8 @@ class Names(ListedNames):
         records: Records = {(Table.NAMES, key): None}
         if old is not None:
             self._drop(records, old)
-        self._apply(records | self._records_of(new_parent, new_name, entry))
+        self._refer(records, new_parent, new_name, entry)
+        self._apply(records)
         if old is not None:
             self._retire(old.inode, new_name)
         self._entries.pop(key, None)
@@ -264,7 +263,7 @@ class Names(ListedNames):
                     describe(old, one.attributes, one.found.mtime_ns, one.checked_s)
                     if (old.size, old.attributes) != shown:  # else what is answered for the name still holds
                         self.told.revoke(parent, name)
-                    records |= self._records_of(parent, name, old, same_number=True)
+                    self._refer(records, parent, name, old, same_number=True)
             entries.append(old)
         if records:
             self._make(records)
@@ -323,7 +322,8 @@ class Names(ListedNames):
         records: Records = {}
         self._drop(records, old)
         self._numbers.note_highest(records)
-        self._apply(records | self._records_of(parent, name, entry))
+        self._refer(records, parent, name, entry)
+        self._apply(records)
         self._retire(old.inode, name)
         self._entries[U64.pack(parent) + name] = entry
 
@@ -336,38 +336,26 @@ class Names(ListedNames):
         checked_s: float,
         attributes: Attributes | None,
         described_ns: int,
+        also: tuple[int, bytes, Entry] | None = None,
     ) -> Entry:
+        """Give a name what was found, under a new number. ``old``: the entry that had the name; ``also``: see `create`."""
         serial = old.listing if old is not None else self.listings.serial(parent)
         entry = Entry(self._numbers.new(), found.kind, found.size, found.version, found.mtime_ns, checked_s, serial)
         describe(entry, attributes, described_ns, checked_s)
-        self._give(parent, name, old, entry, None)
-        return entry
-
-    def _give(
-        self, parent: int, name: bytes, old: Entry | None, entry: Entry, also: tuple[int, bytes, Entry] | None
-    ) -> None:
-        """Give a name an entry with a new number. ``old``: the one that had it; ``also``: see `create`."""
         records: Records = {}
         if old is not None:
             self._drop(records, old)
         self._numbers.note_highest(records)
         self._refer(records, parent, name, entry)
-        self.told.revoke(parent, name)
         if also is not None:
             self._refer(records, *also)
-            self.told.revoke(also[0], also[1])
-        self._make(records)
+        self._apply(records)
         if old is not None:
             self._retire(old.inode, name)
         self._entries[U64.pack(parent) + name] = entry
         if also is not None:
             self._entries[U64.pack(also[0]) + also[1]] = also[2]
-
-    def _records_of(self, parent: int, name: bytes, entry: Entry, *, same_number: bool = False) -> Records:
-        """Return the records that make a name refer to an entry."""
-        records: Records = {}
-        self._refer(records, parent, name, entry, same_number=same_number)
-        return records
+        return entry
 
     def _refer(self, records: Records, parent: int, name: bytes, entry: Entry, *, same_number: bool = False) -> None:
         """Add the records that make a name refer to an entry.
@@ -411,7 +399,10 @@ class Names(ListedNames):
         if self.listings.running(parent):
             # A merge that runs now may have looked at the name already: what it made of it must not stay.
             entry = self.get(parent, name)
-            self._apply({(Table.NAMES, key): None} if entry is None else self._records_of(parent, name, entry))
+            records: Records = {(Table.NAMES, key): None}
+            if entry is not None:
+                self._refer(records, parent, name, entry)
+            self._apply(records)
         self._held.hold(key)
 
     def settle(self, parent: int, name: bytes) -> None:
