@@ -97,16 +97,19 @@ class Schedule:
         """Return names that are to be brought now, ``most`` at most, with their places; none while the window is full."""
         if self._handed and self._is_full_behind:
             return []
-        mean_bytes = max(1, self._known_bytes // self._known if self._known else FIRST_BYTES)
         if self._taken < self.position:
             self._pop(self.position - MOST_AHEAD - self._taken)  # they have been opened by now
-            fitting = min(MOST_AHEAD - len(self._behind), (self.window_bytes - self._behind_bytes) // mean_bytes)
+            fitting = min(MOST_AHEAD - len(self._behind), (self.window_bytes - self._behind_bytes) // self._mean_bytes)
             return self._pop(min(most, self.position - self._taken, max(1, fitting)))
         free_bytes = self.window_bytes - self.ahead_bytes
         free = MOST_AHEAD - len(self._ahead)
         if self._ahead and (free_bytes < REFILL * self.window_bytes or free < REFILL * MOST_AHEAD):
             return []
-        return self._pop(min(most, free, max(1, free_bytes // mean_bytes)))
+        return self._pop(min(most, free, max(1, free_bytes // self._mean_bytes)))
+
+    @property
+    def _mean_bytes(self) -> int:
+        return max(1, self._known_bytes // self._known if self._known else FIRST_BYTES)
 
     def _pop(self, count: int) -> list[tuple[int, str]]:
         taken = [(self._taken + number, self._names.popleft()) for number in range(min(count, len(self._names)))]
@@ -176,8 +179,8 @@ class Schedule:
             return False
         while self._behind_bytes > self.window_bytes // 2 or len(self._behind) > MOST_AHEAD // 2:
             self.drop(next(iter(self._behind)))
-        mean_bytes = max(1, self._known_bytes // max(1, self._known))
-        self._pop(self.position - self._taken - self.window_bytes // 2 // mean_bytes)  # the oldest are behind the readers
+        most = self.window_bytes // 2 // self._mean_bytes
+        self._pop(self.position - self._taken - most)  # the oldest are behind the readers
         return True
 
     def _forget(self, place: int, key: bytes) -> None:
@@ -195,9 +198,8 @@ class Schedule:
 
     def _pass(self, position: int) -> None:
         self.position = max(self.position, min(position, self.told))
-        while self._names and self._taken < self.position and not self._handed:
-            self._names.popleft()
-            self._taken += 1
+        if not self._handed:
+            self._pop(self.position - self._taken)
         while self._ahead and (place := next(iter(self._ahead))) < self.position:
             passed = self._ahead.pop(place)
             if passed[0]:
@@ -218,9 +220,8 @@ class Schedule:
     def end(self) -> None:
         """Nothing more is told or brought: what was handed out, and not opened yet, is kept."""
         self._names.clear()
-        for place, (key, _) in list(self._ahead.items()):
-            if key:
-                self.drop(place)
+        for place in list(self._ahead):
+            self.drop(place)
         self._ahead.clear()
 
     @property
