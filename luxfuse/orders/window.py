@@ -29,14 +29,13 @@ class Window:
         self._cache = cache
         self._store = store
         self._flights = 0
-        self._bytes = 0
         self._runs = LargeRuns(store.timeout_s)
         self._waiting = trio.Event()
         self._waited_for = False
 
     @property
     def _others_wait(self) -> bool:
-        return self._gives_way and self._cache.budget.held_bytes > self._bytes
+        return self._gives_way and self._cache.budget.held_bytes > self._runs.under_way_bytes
 
     @property
     def together(self) -> int:
@@ -50,7 +49,7 @@ class Window:
             most = min(most, FLIGHTS_AHEAD)
         elif not self._runs.has_room(size_bytes):
             return False
-        return self._flights < most and (self._bytes <= budget.limit_bytes // 2 or not self._flights)
+        return self._flights < most and (self._runs.under_way_bytes <= budget.limit_bytes // 2 or not self._flights)
 
     async def room(self, size_bytes: int = 0) -> None:
         """Wait until a request for so many bytes may be made, or as many of small files together."""
@@ -66,13 +65,11 @@ class Window:
     def began(self, flight: Flight) -> None:
         """Count a request; its memory is held from now on."""
         self._flights += 1
-        self._bytes += flight.length
         self._runs.began(flight.length)
 
     def ended(self, flight: Flight) -> None:
         """A request is over."""
         self._flights -= 1
-        self._bytes -= flight.length
         now_s = trio.current_time()
         began_s = now_s if flight.asked_s is None else flight.asked_s
         self._runs.ended(flight.length, began_s, now_s, failed=flight.error is not None)
