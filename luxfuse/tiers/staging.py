@@ -75,10 +75,6 @@ class Staging:
         """Return the directory that a staging file lies in, or would be made in."""
         return self._elsewhere.get(number, self._home)
 
-    def elsewhere(self, number: int) -> CacheDirectory | None:
-        """Return the directory that a staging file lies in, if that is not the home directory."""
-        return self._elsewhere.get(number)
-
     def path_of(self, number: int) -> Path:
         """Return the path of a staging file."""
         elsewhere = self._elsewhere.get(number)

@@ -166,9 +166,7 @@ class Room:
 
     def space_of(self, dirty: Dirty) -> Space:
         """Return where the staging file is."""
-        elsewhere = self._staging.elsewhere(dirty.number)
-        hierarchy = self._cache.hierarchy
-        return hierarchy.home if elsewhere is None else hierarchy.of(elsewhere)
+        return self._cache.hierarchy.of(self._staging.directory_of(dirty.number))
 
     def is_volatile(self, space: Space | None) -> bool:
         """Whether a directory does not outlive the machine."""
