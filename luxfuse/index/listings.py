@@ -70,10 +70,6 @@ class Listings:
         """The listing is over, complete or not."""
         self.serials.pop(directory, None)
 
-    def running(self, directory: int) -> int:
-        """Return the serial number of the listing that is under way, 0 if none is."""
-        return self.serials.get(directory, 0)
-
     def forget_decoded(self) -> None:
         """The writer thread has changed listings: read them anew."""
         self._decoded.clear()

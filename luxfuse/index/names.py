@@ -396,7 +396,7 @@ class Names(ListedNames):
         """Leave a name as it is here, whether it exists or not, whatever the store says, until `settle`."""
         key = U64.pack(parent) + name
         self.told.revoke(parent, name)
-        if self.listings.running(parent):
+        if parent in self.listings.serials:
             # A merge that runs now may have looked at the name already: what it made of it must not stay.
             entry = self.get(parent, name)
             records: Records = {(Table.NAMES, key): None}
