@@ -89,7 +89,9 @@ class Belief:
 
     def left_s(self, since_s: float) -> float:
         """Return for how long an answer of a time still holds, if it is not doubted."""
-        return freshness.remaining_s(since_s, self._clock(), self.ttl_s) if self._believed(since_s) else 0.0
+        if since_s < self._names.believe_from_s:
+            return 0.0
+        return freshness.remaining_s(since_s, self._clock(), self.ttl_s)
 
     def is_doubted(self, entry: Entry) -> bool:
         """Whether another node has changed it since it was checked."""
@@ -113,9 +115,6 @@ class Belief:
     def listing_doubted_s(self, directory: int) -> float:
         """Return the time before which no listing of a directory is believed."""
         return self.doubts.listings.since(directory, self._clock())
-
-    def _believed(self, since_s: float) -> bool:
-        return since_s >= self._names.believe_from_s
 
     def holds(self, since_s: float, ttl_s: float) -> bool:
         """Whether an answer of a time still holds."""

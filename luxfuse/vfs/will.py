@@ -87,16 +87,13 @@ class Will:
         self.wanted = facts is not None
         """Whether there may be a successor."""
 
-    def _key(self, kind: bytes, number: int) -> bytes:
-        return kind + _KEY.pack(self._volume, number)
-
     def _put(self, kind: bytes, number: int, fact: object) -> None:
         if self._facts is not None:
             self._facts.put(kind + _KEY.pack(self._volume, number), _encode(fact))
 
     def _drop(self, kind: bytes, number: int) -> None:
         if self._facts is not None:
-            self._facts.drop(self._key(kind, number))
+            self._facts.drop(kind + _KEY.pack(self._volume, number))
 
     # -- written by a daemon
 
