@@ -143,11 +143,7 @@ class Deletes:
         in_flight = key in self._deleting
         self._journal.drop_delete(key)
         self._settle_above(key)
-        self._due.pop(key, None)
-        self._failures.pop(key, None)
-        self._waited.discard(key)
-        self._copied.discard(key)
-        self._errors.pop(key, None)
+        self._forget_tries(key)
         self._places.pop(key, None)
         if in_flight:
             return Leftover(None)
@@ -282,12 +278,16 @@ class Deletes:
         longest_s = URGENT_RETRY_S if self._pace.urgent else LONGEST_RETRY_S
         self._due[key] = trio.current_time() + retry_delay_s(failures, longest_s, self._pace.rng)
 
-    def _deleted(self, key: str) -> None:
+    def _forget_tries(self, key: str) -> None:
+        """An object is not to be removed any more: nor does it matter what became of that so far."""
         self._due.pop(key, None)
         self._errors.pop(key, None)
         self._failures.pop(key, None)
         self._waited.discard(key)
         self._copied.discard(key)
+
+    def _deleted(self, key: str) -> None:
+        self._forget_tries(key)
         if self._journal.deletes.get(key) is None:
             return
         self._journal.drop_delete(key)
