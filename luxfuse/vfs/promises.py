@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 import msgspec
 import trio
 
-from luxfuse.cache.staged import Stamp
+from luxfuse.cache.staged import StagedBytes, Stamp
 from luxfuse.core.waits import SmallCloses
 from luxfuse.errors import LuxError, Unforeseen
 from luxfuse.index.journal import Journal
@@ -251,9 +251,12 @@ class Promises:
         if not self._notes.has_other_base(dirty):
             return
         if dirty.closed:  # what is promised from now on is to outlive a power cut
-            with dirty.content.in_use():
-                await self._threads.run(self._staging.sync, dirty.content.fd)
+            await self._sync_file(dirty.content)
         self._notes.note(dirty)
+
+    async def _sync_file(self, content: StagedBytes) -> None:
+        with content.in_use():
+            await self._threads.run(self._staging.sync, content.fd)
 
     async def secure(self, dirty: Dirty) -> None:
         """Promise a file as it is now, though nobody has asked for it. Raises OSError."""
@@ -266,9 +269,7 @@ class Promises:
     async def fsync(self, dirty: Dirty) -> None:
         """As `sync`; a file without a name is synced to disk."""
         if dirty.place is None:
-            content = dirty.content
-            with content.in_use():
-                await self._threads.run(self._staging.sync, content.fd)
+            await self._sync_file(dirty.content)
         else:
             await self.sync(dirty)
 
