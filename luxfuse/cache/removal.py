@@ -14,9 +14,6 @@ from luxfuse.core.ledger import Ledger
 from luxfuse.index.objects import Objects
 from luxfuse.tiers.directory import CacheDirectory
 
-AT_ONCE = 256
-"""Files that are removed in one turn of a thread; readers of them wait so long."""
-
 
 class Removed(NamedTuple):
     """What came of it: how many files went, their bytes, and whether none stayed."""
@@ -50,34 +47,33 @@ class Removal:
         self._on_failure = on_failure
 
     async def remove(self, oids: Sequence[bytes]) -> Removed:
-        """Remove files, then their records; the caller made sure that nobody uses them. All are removing from now on.
+        """Remove files in one turn of a thread, then their records. All are removing from now on.
 
+        The caller made sure that nobody uses them, and that they are few enough for their readers to wait for all.
         After a crash in between, a record is one of a lost file. A file that cannot be removed stays, and with it
         its record; so do those after it.
         """
         left: list[bytes] = []
-        files = freed_bytes = 0
+        gone = freed_bytes = 0
+        error: OSError | None = None
         try:
             for oid in oids:
                 self._shared.removing[oid] = trio.Event()
                 left.append(oid)
                 if self._is_elsewhere(oid):
                     self._shared.strays.add(oid)
-            while left:
-                some = left[:AT_ONCE]
-                gone, error = await trio.to_thread.run_sync(self._unlink, some)
-                for oid in some[:gone]:
-                    del left[0]
-                    files += 1
-                    freed_bytes += self._forget(oid)
-                if error is not None:
-                    self._on_failure(error)
-                    return Removed(files, freed_bytes, complete=False)
+            if left:
+                gone, error = await trio.to_thread.run_sync(self._unlink, oids)
+            for oid in oids[:gone]:
+                del left[0]
+                freed_bytes += self._forget(oid)
+            if error is not None:
+                self._on_failure(error)
         finally:
             with contextlib.ExitStack() as each:  # none is forgotten where the index fails for another one
                 for oid in reversed(left):
                     each.callback(self._end, oid, removed=False)
-        return Removed(files, freed_bytes, complete=True)
+        return Removed(gone, freed_bytes, complete=error is None)
 
     def _unlink(self, oids: Sequence[bytes]) -> tuple[int, OSError | None]:
         """Remove files; returns how many went, and why no more."""

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import trio
 
 from luxfuse.cache.placing import Holder
-from luxfuse.cache.removal import AT_ONCE, Removal, Removed
+from luxfuse.cache.removal import Removal, Removed
 from luxfuse.cache.shared import PartRemover, Shared
 from luxfuse.cache.standings import Standings
 from luxfuse.core.eviction import Policy
@@ -38,6 +38,8 @@ LOOK_DEADLINE_S = 30.0
 """A disk that reads nothing for so long is dead."""
 STUCK_S = 0.2
 """After an eviction that freed nothing (all is in use), how long not to try again."""
+AT_ONCE = 256
+"""Files that are removed in one turn of a thread; readers of them wait so long."""
 EVICT_AHEAD_BYTES = 16 << 20
 """Free this much more than is needed, so that eviction runs once for many fetches."""
 
