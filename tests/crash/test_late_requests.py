@@ -11,13 +11,13 @@ import pytest
 import trio
 
 from luxfuse.errors import LuxError, StoreUnavailable
-from luxfuse.understore.late import Write
 from luxfuse.vfs import writeback
 from luxfuse.vfs.dirty import Dirty
 from luxfuse.vfs.recovery import moves
 from tests.crash.lives import DEFAULT_MODE, Killer, Late, Tree, User, placed, seen, tree_of
 from tests.support.fake_store import FakeStore
 from tests.support.harness import AWAY, Mount, Options, mounted, until
+from tests.support.late_requests import given_up
 
 OLD, NEW = b"old" * 1000, b"new" * 2000
 BEFORE: Tree = {"a": (OLD, DEFAULT_MODE), "beside": (b"beside", DEFAULT_MODE)}
@@ -138,20 +138,12 @@ async def test_a_rename_that_a_restart_finishes(tmp_path: Path, monkeypatch: pyt
         assert tree_of(driver) == {"a": (NEW, DEFAULT_MODE), "b": (OLD, DEFAULT_MODE), "beside": BEFORE["beside"]}
 
 
-def given_up(m: Mount, *keys: str) -> Write:
-    """A request whose thread has not ended."""
-    write = Write(keys, conditional=False)
-    write.running = True
-    m.store.late.end(write)
-    return write
-
-
 async def test_what_waits_holds_up_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(writeback, "CONCURRENT_PUSHES", 1)
     driver = placed({"removed": (OLD, DEFAULT_MODE), **BEFORE})
     async with mounted(tmp_path, driver, Options(write_mode="async-through")) as m:
         user = User(m, dict(await seen(m)))
-        late = given_up(m, "a", "new")
+        late = given_up(m.store, "a", "new")
         await user.create("new", NEW)
         await user.create("another", NEW)
         await user.unlink("a")
@@ -174,7 +166,7 @@ async def test_a_disk_that_fails_does_not_end_the_pushes(tmp_path: Path, monkeyp
     driver = placed(BEFORE)
     async with mounted(tmp_path, driver, Options(write_mode="async-through")) as m:
         user = User(m, dict(await seen(m)))
-        late = given_up(m, "another")
+        late = given_up(m.store, "another")
         await user.create("new", NEW)
         (dirty,) = (d for d in m.dirty if d.key == "new")
         with monkeypatch.context() as broken:
@@ -193,7 +185,7 @@ async def test_a_removal_is_looked_at_once_it_can_be_made(tmp_path: Path, now: b
     driver = placed({"d/a": (OLD, DEFAULT_MODE), "d/b": (OLD, DEFAULT_MODE)})
     async with mounted(tmp_path, driver, Options(write_mode="async-through")) as m:
         user, deletes = User(m, dict(await seen(m))), m.writeback.deletes
-        late = given_up(m, "d/a")
+        late = given_up(m.store, "d/a")
         await user.unlink("d/a")
         async with trio.open_nursery() as nursery:
             if now:

@@ -23,11 +23,11 @@ from luxfuse.errors import StoreRejected, StoreUnavailable, VersionChanged
 from luxfuse.index.journal import Journal
 from luxfuse.types import ABSENT, PAGE_BYTES, Buffer
 from luxfuse.understore.base import Abilities
-from luxfuse.understore.late import Write
 from luxfuse.understore.retrying import Store
 from luxfuse.workers import Threads
 from tests.support.fake_store import FakeStore
 from tests.support.harness import pages, random_bytes, until
+from tests.support.late_requests import given_up
 
 METADATA = {"mode": "0100644"}
 
@@ -454,9 +454,7 @@ async def test_has_same_content(tmp_path: Path) -> None:
 
 async def test_what_waits_for_a_late_request_holds_no_memory(tmp_path: Path) -> None:
     async with bench(tmp_path) as b:
-        late = Write(["key"], conditional=False)
-        late.running = True
-        b.store.late.end(late)
+        late = given_up(b.store, "key")
         async with trio.open_nursery() as nursery:
             nursery.start_soon(b.uploader.upload, b.source(b"new"), METADATA, ABSENT)
             await until(lambda: bool(b.store.presence.waiting))

@@ -14,11 +14,11 @@ from luxfuse.index.names import ROOT_INODE
 from luxfuse.orders import backlog as module
 from luxfuse.orders.backlog import Backlog, Progress
 from luxfuse.types import WriteMode
-from luxfuse.understore.late import Write
 from luxfuse.vfs.attributes import Caller
 from luxfuse.vfs.deletes import is_at_or_below
 from tests.support.fake_store import FakeStore
 from tests.support.harness import Mount, mounted, until
+from tests.support.late_requests import given_up
 from tests.support.virtual_time import virtual_time
 
 ROOT = Caller(0, 0, 1, 0o022)
@@ -233,9 +233,7 @@ async def test_persist_gives_up_what_waits_for_a_late_request(tmp_path: Path, mo
     driver = FakeStore()
     driver.place("old", b"old")
     async with mounted(tmp_path, driver, write_mode=ASYNC) as m:
-        late = Write(["new", "old"], conditional=False)
-        late.running = True
-        m.store.late.end(late)
+        late = given_up(m.store, "new", "old")
         await make(m, "new", b"new")
         await m.fs.lookup(ROOT_INODE, b"old")
         await m.fs.unlink(ROOT_INODE, b"old")

@@ -14,10 +14,10 @@ from trio.testing import MockClock
 from luxfuse.errors import StoreAway, StoreError, StoreUnavailable
 from luxfuse.types import ABSENT
 from luxfuse.understore.base import Abilities
-from luxfuse.understore.late import Write
 from luxfuse.understore.retrying import Store
 from tests.support.fake_store import EVERYTHING, FakeStore
 from tests.support.harness import AWAY, until
+from tests.support.late_requests import given_up
 from tests.support.virtual_time import virtual_time
 
 VERSION = '"an ETag"'
@@ -32,14 +32,6 @@ def mock_clock(monkeypatch: pytest.MonkeyPatch) -> MockClock:
 
 def make(driver: FakeStore, timeout_s: float = 30.0) -> Store:
     return Store(driver, request_timeout_s=timeout_s, max_requests=4, rng=random.Random(1))
-
-
-def given_up(store: Store, *keys: str) -> Write:
-    """A write whose thread has not ended."""
-    write = Write(keys, conditional=False)
-    write.running = True
-    store.late.end(write)
-    return write
 
 
 @pytest.mark.parametrize(
