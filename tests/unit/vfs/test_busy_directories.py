@@ -11,6 +11,7 @@ import pytest
 import trio
 
 from luxfuse.index.names import ROOT_INODE
+from luxfuse.vfs.moves.operations import EXCHANGE
 from tests.support.fake_store import FakeStore
 from tests.support.harness import Mount, mounted
 
@@ -29,9 +30,6 @@ async def push(m: Mount, d: int, worker: int, _number: int) -> None:
 
 async def remove(m: Mount, d: int, worker: int, number: int) -> None:
     await m.fs.unlink(d, f"{worker}-{number}".encode())
-
-
-EXCHANGE = 2
 
 
 @pytest.mark.parametrize("flags", [0, EXCHANGE])
