@@ -11,7 +11,7 @@ import trio
 from luxfuse.errors import LuxError, StoreRejected, StoreUnavailable
 from luxfuse.index.names import ROOT_INODE
 from luxfuse.vfs.moves import taking_back
-from tests.crash.lives import Late, Tree, User, moved, placed, seen, tree_of
+from tests.crash.lives import Late, Tree, User, hasty, moved, placed, seen, tree_of
 from tests.support.fake_store import FakeStore
 from tests.support.harness import AWAY, Mount, Options, mounted, snapshot, until
 
@@ -119,8 +119,7 @@ async def test_while_one_cannot_be_undone_changes_of_its_names_fail_instead_of_w
         user = User(m, dict(BEFORE))
         places = [await user.place(path) for path in (first, second)]
         entries = [await m.fs.lookup(*place) for place in places]
-        patience_s, m.store._timeout_s = m.store.timeout_s, 0.5  # a request that takes longer than that fails as well
-        with trio.fail_after(120):
+        with hasty(m, 0.5), trio.fail_after(120):  # a request that takes longer than that fails as well
             await m.kernel.close(m.fs, (await m.kernel.create(m.fs, ROOT_INODE, b"ab"))[0])
             await m.fs.unlink(ROOT_INODE, b"ab")  # it only begins with the same letter
             for place, entry in zip(places, entries, strict=True):
@@ -129,7 +128,6 @@ async def test_while_one_cannot_be_undone_changes_of_its_names_fail_instead_of_w
                         await m.fs.unlink(*place)
                 with pytest.raises(StoreUnavailable, match="cannot be undone yet"):
                     await m.fs.rename(*place, ROOT_INODE, b"elsewhere", 0)
-        m.store._timeout_s = patience_s
         driver.failing = 0
         await until(lambda: not m.journal.operations)
         assert await seen(m) == BEFORE
@@ -146,10 +144,8 @@ async def test_one_of_which_a_request_comes_late(tmp_path: Path, monkeypatch: py
     async with mounted(tmp_path, driver, OPTIONS) as m:
         await seen(m)
         user, driver.kind = User(m, dict(BEFORE)), kind
-        patience_s, m.store._timeout_s = m.store.timeout_s, 0.5
-        with pytest.raises(StoreUnavailable):
+        with hasty(m, 0.5), pytest.raises(StoreUnavailable):
             await m.fs.rename(*(await user.place("a")), *(await user.place("b")), 2)
-        m.store._timeout_s = patience_s
         await trio.sleep(0.2)  # several tries to undo it
         assert m.journal.operations
         driver.gate.set()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,7 @@ from luxfuse.errors import LuxError, StoreUnavailable
 from luxfuse.vfs import writeback
 from luxfuse.vfs.dirty import Dirty
 from luxfuse.vfs.recovery import moves
-from tests.crash.lives import DEFAULT_MODE, Killer, Late, Tree, User, placed, seen, tree_of
+from tests.crash.lives import DEFAULT_MODE, Killer, Late, Tree, User, hasty, placed, seen, tree_of
 from tests.support.fake_store import FakeStore
 from tests.support.harness import AWAY, Mount, Options, mounted, until
 from tests.support.late_requests import given_up
@@ -34,16 +33,6 @@ def late(driver: FakeStore, kind: str) -> Late:
     return found
 
 
-@contextlib.asynccontextmanager
-async def impatient(m: Mount) -> AsyncIterator[None]:
-    """Requests of the block have little time."""
-    patience_s, m.store._timeout_s = m.store.timeout_s, TIMEOUT_S
-    try:
-        yield
-    finally:
-        m.store._timeout_s = patience_s
-
-
 def hurry(m: Mount) -> None:
     m.writeback.pace.urgent = True
     m.writeback.hurry()
@@ -61,7 +50,7 @@ async def test_a_name_that_is_made_anew_outlives_a_late_delete(tmp_path: Path) -
     driver = late(placed(BEFORE), "delete")
     async with mounted(tmp_path, driver, Options(write_mode="async-through")) as m:
         user = User(m, dict(await seen(m)))
-        async with impatient(m):
+        with hasty(m, TIMEOUT_S):
             await user.unlink("a")
             hurry(m)
             await until(lambda: m.store.counters.statistics().timeouts > 0)
@@ -77,9 +66,8 @@ async def test_a_name_that_is_made_outlives_a_late_copy_to_it(tmp_path: Path) ->
     driver = late(placed({"b": (OLD, DEFAULT_MODE), "beside": (b"beside", DEFAULT_MODE)}), "copy")
     async with mounted(tmp_path, driver, Options(write_mode="async-through")) as m:
         user = User(m, dict(await seen(m)))
-        async with impatient(m):
-            with pytest.raises(StoreUnavailable):
-                await user.rename("b", "a")
+        with hasty(m, TIMEOUT_S), pytest.raises(StoreUnavailable):
+            await user.rename("b", "a")
         await user.create("a", NEW)
         hurry(m)
         await comes_late(driver)
@@ -94,9 +82,8 @@ async def test_what_a_late_copy_brought_is_removed(tmp_path: Path, free: bool) -
     driver.place("a" if not free else "b", OLD)
     async with mounted(tmp_path, driver, Options(write_mode="async-through")) as m:
         user = User(m, dict(await seen(m)))
-        async with impatient(m):
-            with pytest.raises(StoreUnavailable):
-                await user.rename("b", "a")
+        with hasty(m, TIMEOUT_S), pytest.raises(StoreUnavailable):
+            await user.rename("b", "a")
         if not free:
             await user.unlink("a")
         hurry(m)
