@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import select
@@ -25,6 +24,7 @@ from tests.mount.test_crash import CHANGES, MORE, NEW, OLD, bucket_files, do
 from tests.support.disks import Disk
 from tests.support.fast_s3 import FastS3
 from tests.support.fault_proxy import FaultProxy
+from tests.support.locks import is_locked
 from tests.support.mounted import MIB, Mount, Mounts, content, digest, put, wait_for
 from tests.support.versions import other_version
 
@@ -771,18 +771,6 @@ def test_nobody_takes_the_cache_directory_of_a_daemon_that_fails(
 
     wait_for("another one serves", serves, pause_s=0.002)
     assert mount.read("a") == digest(b"content")
-
-
-def is_locked(path: Path) -> bool:
-    """Whether somebody else has it."""
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(fd)
-    return False
 
 
 def test_without_a_keeper_a_daemon_that_fails_leaves_no_mount(

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import os
 import shutil
@@ -13,6 +12,7 @@ import pytest
 from luxfuse import lasting
 from luxfuse.errors import ConfigError
 from luxfuse.tiers.directory import CacheDirectory, read_exact, write_all
+from tests.support.locks import is_locked
 
 OID = bytes(range(16))
 
@@ -34,12 +34,12 @@ def test_two_daemons_get_directories_of_their_own(tmp_path: Path) -> None:
 def test_what_is_set_aside_is_had_by_the_next_that_asks_here(tmp_path: Path) -> None:
     one = CacheDirectory(tmp_path, "s")
     one.set_aside()
-    assert is_taken(tmp_path / "s" / "lock")
+    assert is_locked(tmp_path / "s" / "lock")
     two = CacheDirectory(tmp_path, "s")
     assert two.slot == "s"
     two.set_aside()
     lasting.give_back_the_rest()
-    assert not is_taken(tmp_path / "s" / "lock")
+    assert not is_locked(tmp_path / "s" / "lock")
 
 
 def test_a_directory_that_fails_as_it_is_claimed_is_claimed_again(tmp_path: Path) -> None:
@@ -51,17 +51,6 @@ def test_a_directory_that_fails_as_it_is_claimed_is_claimed_again(tmp_path: Path
     again = CacheDirectory(tmp_path, "s")
     assert again.slot == "s"
     again.close()
-
-
-def is_taken(path: Path) -> bool:
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(fd)
-    return False
 
 
 def test_what_is_made_is_private(tmp_path: Path) -> None:
