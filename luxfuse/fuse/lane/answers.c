@@ -25,7 +25,6 @@
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 #ifndef ANSWER_BUCKETS
 #define ANSWER_BUCKETS 131072u /* fewer in a test, so that lists are long */
@@ -103,13 +102,6 @@ static struct answer *find_ino(unsigned bucket, uint64_t ino)
 	while (a && a->said.ino != ino)
 		a = a->next_by_ino;
 	return a;
-}
-
-static int64_t now_ns(void)
-{
-	struct timespec t;
-	clock_gettime(CLOCK_MONOTONIC, &t);
-	return t.tv_sec * 1000000000ll + t.tv_nsec;
 }
 
 /* For how long the answer still holds; not at all: 0. */

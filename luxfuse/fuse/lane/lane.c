@@ -347,7 +347,7 @@ static void *run(void *argument)
 		if ((size_t)n < sizeof(struct fuse_in_header))
 			continue;
 		count_up(&lane->requests, 1);
-		const int64_t began_ns = atomic_load_explicit(&tracing, memory_order_relaxed) ? trace_clock() : 0;
+		const int64_t began_ns = atomic_load_explicit(&tracing, memory_order_relaxed) ? now_ns() : 0;
 		if (answer(lane, buffer, (size_t)n)) {
 			if (began_ns)
 				trace_note(lane, buffer, began_ns);

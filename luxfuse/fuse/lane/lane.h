@@ -23,6 +23,7 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <sys/types.h>
+#include <time.h>
 
 /* A handle (fh) with bit 63 set carries flags. One with MARK_FAST is MARK | MARK_FAST | inode number, and MARK_WRITE if
  * it was opened for writing: it reads and writes the file that is registered for its inode. */
@@ -37,6 +38,13 @@
 static inline bool is_fast(uint64_t fh)
 {
 	return fh & MARK && fh & MARK_FAST;
+}
+
+static inline int64_t now_ns(void)
+{
+	struct timespec t;
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return t.tv_sec * 1000000000ll + t.tv_nsec;
 }
 
 /* Header files of distributions may be older than the running kernel: values from linux/fuse.h of 6.9 and later. */
@@ -195,7 +203,6 @@ struct traced {
 
 extern atomic_bool tracing;
 bool trace_set(bool wanted); /* false: no memory; what was noted before is forgotten */
-int64_t trace_clock(void);
 void trace_note(const struct lane *lane, const void *request, int64_t began_ns);
 size_t take_traced(struct traced *found, size_t most, unsigned long long *lost); /* `lost` since the last call; names are to be freed */
 

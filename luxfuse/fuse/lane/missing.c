@@ -17,7 +17,6 @@
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 #ifndef MISSING_DIRECTORIES
 #define MISSING_DIRECTORIES 1024u /* fewer in a test, so that they take places from each other */
@@ -61,13 +60,6 @@ static uint64_t *find(uint64_t *hashes, uint32_t places, uint64_t hash)
 	while (hashes[at] && hashes[at] != hash)
 		at = (at + 1) & (places - 1);
 	return &hashes[at];
-}
-
-static int64_t now_ns(void)
-{
-	struct timespec t;
-	clock_gettime(CLOCK_MONOTONIC, &t);
-	return t.tv_sec * 1000000000ll + t.tv_nsec;
 }
 
 /* ------------------------------------------------------------------ the lanes' side */

@@ -95,7 +95,7 @@ bool enqueue(const void *data, size_t size)
 	memcpy(copy, data, size);
 	const bool timed = atomic_load_explicit(&tracing, memory_order_relaxed) ||
 			   atomic_load_explicit(&queue_timed, memory_order_relaxed);
-	*r = (struct request){ NULL, size, copy, timed ? trace_clock() : 0 };
+	*r = (struct request){ NULL, size, copy, timed ? now_ns() : 0 };
 	const bool may_be_prompt = is_prompt(data, size);
 	struct queue *to;
 	pthread_mutex_lock(&queue_lock);

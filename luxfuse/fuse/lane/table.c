@@ -27,7 +27,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
-#include <time.h>
 #include <unistd.h>
 
 #define BUCKETS 16384u
@@ -120,13 +119,6 @@ static bool intact(const struct entry *e)
 {
 	struct stat st; /* fstat of an open local file does no I/O */
 	return fstat(e->fd, &st) == 0 && st.st_mtim.tv_sec * 1000000000ll + st.st_mtim.tv_nsec == e->stamp_ns;
-}
-
-static int64_t now_ns(void)
-{
-	struct timespec t;
-	clock_gettime(CLOCK_MONOTONIC, &t);
-	return t.tv_sec * 1000000000ll + t.tv_nsec;
 }
 
 /* The entry is in no list any more; its stripe is locked. Returns it if it is to be freed, without the lock. */

@@ -10,20 +10,12 @@
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 atomic_bool tracing;
 static pthread_mutex_t trace_lock = PTHREAD_MUTEX_INITIALIZER;
 static struct traced *buffer; /* of TRACED, a ring */
 static size_t first, count;
 static unsigned long long dropped;
-
-int64_t trace_clock(void)
-{
-	struct timespec t;
-	clock_gettime(CLOCK_MONOTONIC, &t);
-	return t.tv_sec * 1000000000ll + t.tv_nsec;
-}
 
 bool trace_set(bool wanted)
 {
@@ -67,7 +59,7 @@ void trace_note(const struct lane *lane, const void *request, int64_t began_ns)
 	default:
 		return; /* closes, and what the kernel asks for itself */
 	}
-	found.took_ns = trace_clock() - began_ns;
+	found.took_ns = now_ns() - began_ns;
 	pthread_mutex_lock(&trace_lock);
 	if (count < TRACED && buffer)
 		buffer[(first + count++) % TRACED] = found;
