@@ -36,10 +36,8 @@ static const char *name_at(const struct request *r, size_t start)
 	return r->size > start && !data[r->size - 1] ? data + start : NULL;
 }
 
-#define SET_ATIME_NOW (1u << 7)
-#define SET_MTIME_NOW (1u << 8)
-#define SET_PLAIN (FATTR_MODE | FATTR_UID | FATTR_GID | FATTR_ATIME | FATTR_MTIME | SET_ATIME_NOW | SET_MTIME_NOW)
-#define SET_SILENT (FATTR_FH | 1u << 9) /* of the lock's owner: nothing is changed by these */
+#define SET_PLAIN (FATTR_MODE | FATTR_UID | FATTR_GID | FATTR_ATIME | FATTR_MTIME | FATTR_ATIME_NOW | FATTR_MTIME_NOW)
+#define SET_SILENT (FATTR_FH | FATTR_LOCKOWNER) /* nothing is changed by these */
 
 /* A time that is set, in nanoseconds; -1: it is not, or is before 1970, for which there is no call. */
 static long long time_set(uint32_t valid, uint32_t set, uint32_t now, uint64_t seconds, uint32_t nanoseconds)
@@ -62,8 +60,8 @@ static PyObject *call_setattr(const struct fuse_in_header *in, const struct fuse
 	return PyObject_CallFunction(PyTuple_GET_ITEM(functions, 5), "KKLLLLL", (unsigned long long)in->unique,
 				     (unsigned long long)in->nodeid, valid & FATTR_MODE ? (long long)(set->mode & 07777) : -1ll,
 				     valid & FATTR_UID ? (long long)set->uid : -1ll, valid & FATTR_GID ? (long long)set->gid : -1ll,
-				     time_set(valid, FATTR_ATIME, SET_ATIME_NOW, set->atime, set->atimensec),
-				     time_set(valid, FATTR_MTIME, SET_MTIME_NOW, set->mtime, set->mtimensec));
+				     time_set(valid, FATTR_ATIME, FATTR_ATIME_NOW, set->atime, set->atimensec),
+				     time_set(valid, FATTR_MTIME, FATTR_MTIME_NOW, set->mtime, set->mtimensec));
 }
 
 static PyObject *call(const struct request *r)
