@@ -146,6 +146,7 @@ class Session:
         self._mounted = True
         mount = mounts.find_mount(self._mountpoint)
         if mount is not None:
+            self._device_number = mount.device
             saying.mounted(mount.device)  # to the keeper, which may have to take it away
 
     async def _serve_device(self, device: int, task_status: trio.TaskStatus[None]) -> None:
@@ -255,12 +256,10 @@ class Session:
         passthrough.reply_err(request, code)
 
     def _tune(self) -> None:
-        mount = mounts.find_mount(self._mountpoint)
-        if mount is None:
+        if self._device_number is None:
             return
-        self._device_number = mount.device
-        minor = mount.device.partition(":")[2]
-        settings = {f"/sys/class/bdi/{mount.device}/read_ahead_kb": READ_AHEAD_KB}
+        minor = self._device_number.partition(":")[2]
+        settings = {f"/sys/class/bdi/{self._device_number}/read_ahead_kb": READ_AHEAD_KB}
         if not self.privileged:
             settings[f"/sys/fs/fuse/connections/{minor}/max_background"] = MAX_BACKGROUND
         for path, value in settings.items():
