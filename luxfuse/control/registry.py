@@ -109,8 +109,7 @@ class Claim:
             return
         for name in (RECORD, SOCKET):
             (self.directory / name).unlink(missing_ok=True)
-        os.close(self._lock_fd)
-        self._lock_fd = -1
+        self.leave()
 
     def leave(self) -> None:
         """Free the lock, and leave the record as a kill does: a keeper goes on, and commands are to know of it."""
