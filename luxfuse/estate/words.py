@@ -39,11 +39,11 @@ class Words:
     """The header as numbers below 2**63."""
 
     def __init__(self, memory: mmap.mmap) -> None:
-        self._words = self.plain = memoryview(memory)[:4096].cast("q")
-        """``plain``: for what sets words all the while."""
+        self.plain = memoryview(memory)[:4096].cast("q")
+        """For what sets words all the while."""
 
     def __getitem__(self, word: int) -> int:
-        return self._words[word]
+        return self.plain[word]
 
     def __setitem__(self, word: int, value: int) -> None:
-        self._words[word] = value
+        self.plain[word] = value
