@@ -9,7 +9,7 @@ import socket
 import struct
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from luxfuse.estate.memory import State
@@ -117,13 +117,3 @@ class Kept:
                 os.kill(int(pid), signal.SIGKILL)
         self.process.wait(60)
         self._device.close()
-
-
-@contextlib.contextmanager
-def made(*arguments: object, **settings: object) -> Iterator[Kept]:
-    """A keeper for a block."""
-    kept = Kept(*arguments, **settings)  # type: ignore[arg-type]
-    try:
-        yield kept
-    finally:
-        kept.close()

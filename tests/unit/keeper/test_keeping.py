@@ -15,7 +15,7 @@ import pytest
 from luxfuse.keeper import systemd
 from tests.support.fake_systemd import FakeSystemd
 from tests.support.mounted import wait_for
-from tests.unit.keeper.kept import FORGET, GETATTR, made
+from tests.unit.keeper.kept import FORGET, GETATTR, Kept
 
 EIO = 5
 HANGS = "time.sleep(1000)"
@@ -28,7 +28,7 @@ os._exit(75)
 
 
 def test_one_that_hangs_as_it_begins_is_ended_and_counts(tmp_path: Path) -> None:
-    with made(tmp_path, HANGS, changes="keeping.BEGIN_PATIENCE_S = 2") as kept:
+    with closing(Kept(tmp_path, HANGS, changes="keeping.BEGIN_PATIENCE_S = 2")) as kept:
         wait_for("it gives up", lambda: kept.state.exists() and kept.state.read_text())
         assert kept.begun() == 3
         assert kept.state.read_text().startswith("the daemon died 3 times in a row as it began")
@@ -54,7 +54,7 @@ serve()
 open({str(tmp_path / "served")!r}, "w").close()
 time.sleep(1000)
 """
-    with made(tmp_path, slow, changes="keeping.BEGIN_PATIENCE_S = 2") as kept:
+    with closing(Kept(tmp_path, slow, changes="keeping.BEGIN_PATIENCE_S = 2")) as kept:
         wait_for("it serves", (tmp_path / "served").exists)
         assert kept.begun() == 1
         assert "is ended" not in kept.said()
@@ -70,14 +70,14 @@ def test_without_a_descriptor_systemd_is_not_told_and_that_is_all(monkeypatch: p
 
 
 def test_one_that_was_upgraded_and_hangs_makes_room_for_the_one_before(tmp_path: Path) -> None:
-    with made(tmp_path, HANGS, former=SERVES, changes="keeping.UPGRADED_PATIENCE_S = 1") as kept:
+    with closing(Kept(tmp_path, HANGS, former=SERVES, changes="keeping.UPGRADED_PATIENCE_S = 1")) as kept:
         wait_for("the one before", lambda: kept.begun("former"))
         assert (kept.begun(), kept.begun("former")) == (1, 1)
         assert "it was upgraded, and does not serve: the one before is started" in kept.said()
 
 
 def test_one_that_serves_is_waited_for(tmp_path: Path) -> None:
-    with made(tmp_path, SERVES, changes="keeping.BEGIN_PATIENCE_S = 2") as kept:
+    with closing(Kept(tmp_path, SERVES, changes="keeping.BEGIN_PATIENCE_S = 2")) as kept:
         wait_for("one begins", kept.begun)
         with pytest.raises(subprocess.TimeoutExpired):
             kept.wait(2.5)
@@ -86,7 +86,7 @@ def test_one_that_serves_is_waited_for(tmp_path: Path) -> None:
 
 def test_a_first_daemon_that_does_not_end_as_it_was_told_is_ended(tmp_path: Path) -> None:
     program = "signal.signal(signal.SIGTERM, signal.SIG_IGN); open(NOTES, 'a').write('deaf\\n'); time.sleep(1000)"
-    with made(tmp_path, program, served=False, changes="keeping.TOLD_PATIENCE_S = 1") as kept:
+    with closing(Kept(tmp_path, program, served=False, changes="keeping.TOLD_PATIENCE_S = 1")) as kept:
         wait_for("it is deaf", lambda: kept.begun() == 2)
         kept.process.send_signal(signal.SIGTERM)
         kept.process.send_signal(signal.SIGTERM)
@@ -96,7 +96,7 @@ def test_a_first_daemon_that_does_not_end_as_it_was_told_is_ended(tmp_path: Path
 def test_given_up_it_tells_systemd_that_it_lives_and_why(tmp_path: Path) -> None:
     with closing(FakeSystemd(tmp_path)) as systemd:
         told = {"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "400000"}
-        with made(tmp_path, DIES, most=2, foreground=True, environment=told) as kept:
+        with closing(Kept(tmp_path, DIES, most=2, foreground=True, environment=told)) as kept:
             died = "the daemon died 2 times in a row as it began, at last by exit code 3"
             systemd.hear(f"STATUS=all requests get EIO: {died}; see the log")
             for _ in range(5):
@@ -108,7 +108,7 @@ def test_given_up_it_tells_systemd_that_it_lives_and_why(tmp_path: Path) -> None
 def test_while_daemons_die_systemd_hears_that_it_lives(tmp_path: Path) -> None:
     with closing(FakeSystemd(tmp_path)) as systemd:
         told = {"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "100000000"}
-        with made(tmp_path, DIES, most=4, foreground=True, environment=told):
+        with closing(Kept(tmp_path, DIES, most=4, foreground=True, environment=told)):
             for _ in range(4):
                 systemd.hear("WATCHDOG=1", timeout_s=60)
 
@@ -124,7 +124,7 @@ def reads(*arguments):
     return read(*arguments)
 device.os.read = reads
 """
-    with made(tmp_path, DIES, most=1, changes=changes) as kept:
+    with closing(Kept(tmp_path, DIES, most=1, changes=changes)) as kept:
         wait_for("it gives up", lambda: kept.state.exists() and kept.state.read_text())
         kept.send(GETATTR, 5)
         kept.send(GETATTR, 6)
@@ -142,7 +142,7 @@ def writes(fd, data):
     return write(fd, data)
 device.os.write = writes
 """
-    with made(tmp_path, DIES, most=1, changes=changes) as kept:
+    with closing(Kept(tmp_path, DIES, most=1, changes=changes)) as kept:
         assert kept.wait() == 1
         assert "requests cannot be refused ([Errno 22] no such notice): the mount is taken away" in kept.said()
 
@@ -167,7 +167,7 @@ def pause(self, seconds):
     pauses(self, seconds)
 keeping.Keeper.pause = pause
 """
-    with made(tmp_path, SERVES, most=10, changes=changes) as kept:
+    with closing(Kept(tmp_path, SERVES, most=10, changes=changes)) as kept:
         wait_for("one begins", kept.begun)
         assert "no daemon can be started: " in kept.said()
         assert "Traceback" not in kept.said()
@@ -181,7 +181,7 @@ for text in b"witness x", b"next", b"next 5", b"next x\\0y", b"next 0\\0", b"not
 serve()
 time.sleep(1000)
 """
-    with made(tmp_path, program) as kept:
+    with closing(Kept(tmp_path, program)) as kept:
         for number in (1, 2):
             wait_for("one begins", lambda: kept.begun() == number)  # noqa: B023 (it is called here)
             for child in Path(f"/proc/{kept.process.pid}/task/{kept.process.pid}/children").read_text().split():
@@ -193,7 +193,7 @@ time.sleep(1000)
 def test_where_processes_cannot_be_waited_for_by_descriptor(tmp_path: Path) -> None:
     """As some sandboxes have it: what a daemon says is heard all the same."""
     changes = "def refuse(*_):\n    raise OSError(errno.EPERM, 'no')\nprocess.os.pidfd_open = refuse"
-    with made(tmp_path, HANDS_OVER.format(str(tmp_path / "next")), changes=changes) as kept:
+    with closing(Kept(tmp_path, HANDS_OVER.format(str(tmp_path / "next")), changes=changes)) as kept:
         assert kept.wait() == 0
         assert (tmp_path / "next").exists(), "the other keeper has begun"
 
@@ -201,7 +201,7 @@ def test_where_processes_cannot_be_waited_for_by_descriptor(tmp_path: Path) -> N
 def test_where_another_keeper_has_the_mount_it_ends_with_a_line(tmp_path: Path) -> None:
     with (tmp_path / "keeper").open("w") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
-        with made(tmp_path, SERVES, changes="keeping.LOCK_PATIENCE_S = 0.1") as kept:
+        with closing(Kept(tmp_path, SERVES, changes="keeping.LOCK_PATIENCE_S = 0.1")) as kept:
             assert kept.wait() == 1
             assert kept.begun() == 0
             (line,) = kept.said().splitlines()
@@ -210,13 +210,15 @@ def test_where_another_keeper_has_the_mount_it_ends_with_a_line(tmp_path: Path) 
 
 def test_without_its_file_it_goes_on(tmp_path: Path) -> None:
     (tmp_path / "keeper").mkdir()
-    with made(tmp_path, SERVES) as kept:
+    with closing(Kept(tmp_path, SERVES)) as kept:
         wait_for("one begins", kept.begun)
         assert "Is a directory; commands will not know that the mount has a keeper" in kept.said()
 
 
 def test_it_takes_no_descriptors_for_daemons_that_die(tmp_path: Path) -> None:
-    with made(tmp_path, "serve(); time.sleep(0.05); os._exit(3)", most=1000, changes="keeping.PAUSE_MOST_S = 0") as kept:
+    with closing(
+        Kept(tmp_path, "serve(); time.sleep(0.05); os._exit(3)", most=1000, changes="keeping.PAUSE_MOST_S = 0")
+    ) as kept:
         wait_for("some have died", lambda: kept.begun() > 3)
         before = descriptors(kept.process.pid)
         wait_for("more have died", lambda: kept.begun() > 15)
