@@ -24,16 +24,14 @@ import pytest
 from luxfuse.errors import MountError
 from luxfuse.fuse import mountpoint
 
-# Hypothesis would let a test fail by how long an example takes, or making one does: on a busy machine it does.
-hypothesis.settings.register_profile("luxfuse", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
-hypothesis.settings.load_profile("luxfuse")
-
 HERE = Path(__file__).parent
 MOUNT_TESTS = HERE / "mount"
 
-
-# The same examples each time, as a failure shall be of what was changed, and none of them too slow on a busy machine.
-hypothesis.settings.register_profile("luxfuse", deadline=None, derandomize=os.environ.get("LUXFUSE_SEED") != "new")
+# The same examples each time, as a failure shall be of what was changed; none fails by how long it, or making it, takes.
+hypothesis.settings.register_profile(
+    "luxfuse", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow],
+    derandomize=os.environ.get("LUXFUSE_SEED") != "new",
+)  # fmt: skip
 hypothesis.settings.load_profile("luxfuse")
 
 # posix/ comes first because it forks for each test, which takes the longer the more memory a process has by then.
