@@ -111,10 +111,5 @@ def plain_user() -> Iterator[None]:
 def disk() -> Iterator[Disk]:
     if shutil.which("mkfs.ext4") is None:
         pytest.skip("needs mkfs.ext4 (package e2fsprogs)")
-    with tempfile.TemporaryDirectory() as base:
-        made = Disk(Path(base))
-        made.attach()
-        try:
-            yield made
-        finally:
-            made.detach(lazily=True)
+    with tempfile.TemporaryDirectory() as base, Disk(Path(base)).attached() as made:
+        yield made

@@ -133,7 +133,7 @@ def test_the_disk_of_the_state_directory(
     done = mount.cli("unmount", mount.path)
     assert not mount.mounted
     assert "has no record of its daemon" in done.stderr
-    disk.detach(lazily=True)
+    disk.detach()
 
 
 def test_another_tier_takes_over(disk: Disk, mounting: Mounts, s3: FastS3, bucket: str, fill, tmp_path: Path) -> None:

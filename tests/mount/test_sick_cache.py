@@ -294,7 +294,7 @@ class TestDisk:
     def test_detached_and_attached_again(self, mount: Mount, disk: Disk) -> None:
         reader = mount.reader()
         reader("open", "it", f"{mount.path}/file0")
-        disk.detach(lazily=True)
+        disk.detach()
         self.check_degraded(mount)
         assert reader("all", "it") == digest(all_files()["file0"])
         assert list(disk.path.iterdir()) == []  # nothing goes to the disk below

@@ -10,8 +10,8 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +69,11 @@ class Storm:
 
     def run(self) -> Report:
         """Let it happen."""
-        with FastS3(buckets=("bucket",)) as s3, FaultProxy(s3.endpoint, seed=self.seed) as proxy, self.disk() as disk:
+        with (
+            FastS3(buckets=("bucket",)) as s3,
+            FaultProxy(s3.endpoint, seed=self.seed) as proxy,
+            Disk(self.base, DISK_BYTES).attached() as disk,
+        ):
             self.s3, self.proxy, self.small = s3, proxy, disk
             for key, data in GIVEN.items():
                 put(s3, "bucket", key, data)
@@ -90,19 +94,6 @@ class Storm:
                 self.said = self.mount.log()
                 self.mount.expected_logs.append("")
                 self.mount.close()
-
-    @contextmanager
-    def disk(self) -> Iterator[Disk]:
-        """The cache disk."""
-        made = Disk(self.base)
-        with made.image.open("r+b") as file:
-            file.truncate(DISK_BYTES)
-        subprocess.run(["mkfs.ext4", "-q", "-F", "-m", "0", "-E", "lazy_itable_init=0", made.image], check=True)
-        made.attach()
-        try:
-            yield made
-        finally:
-            made.detach(lazily=True)
 
     def weather(self) -> Report:
         """Work and break things, then let all end."""

@@ -22,11 +22,11 @@ NO_LOG_FLUSH = 2
 class Disk:
     """A small ext4 on a loop device."""
 
-    def __init__(self, base: Path) -> None:
+    def __init__(self, base: Path, size_bytes: int = DISK_BYTES) -> None:
         self.image, self.path = base / "image", base / "disk"
         self.path.mkdir()
         with self.image.open("wb") as f:
-            f.truncate(DISK_BYTES)
+            f.truncate(size_bytes)
         subprocess.run(["mkfs.ext4", "-q", "-m", "0", "-E", "lazy_itable_init=0", self.image], check=True)
 
     def attach(self) -> None:
@@ -34,8 +34,18 @@ class Disk:
         if done.returncode:
             pytest.skip(f"no loop devices here: {done.stderr.strip()}")
 
-    def detach(self, *, lazily: bool = False) -> None:
-        subprocess.run(["umount", *(["-l"] if lazily else []), self.path], check=False, capture_output=True)
+    def detach(self) -> None:
+        """Take it away, whoever uses it."""
+        subprocess.run(["umount", "-l", self.path], check=False, capture_output=True)
+
+    @contextlib.contextmanager
+    def attached(self) -> Iterator[Disk]:
+        """Attach it for the block."""
+        self.attach()
+        try:
+            yield self
+        finally:
+            self.detach()
 
     @contextlib.contextmanager
     def frozen(self) -> Iterator[None]:
