@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 
-from tests.storm.calls import Failed, Settings
-from tests.storm.files import BLOCK, Files, content, os_rename, published, serial_of
+from tests.storm.calls import Settings
+from tests.storm.files import Files, content, os_rename, published, serial_of
 
 
 class Common(Files):
@@ -41,15 +41,9 @@ class Common(Files):
         serial = self.serial + 1
         data = published(self.s.worker, serial, self.rng.choice((1000, 100_000, 2_000_000)))
         path = f"common/.tmp-{self.s.worker}"
-        fd = self.call.at("open", path, os.open, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o644)
-        try:
-            for start in range(0, len(data), BLOCK):
-                self.write(fd, path, data[start : start + BLOCK])
+        with self.writing(path, os.O_CREAT | os.O_TRUNC | os.O_WRONLY) as fd:
+            self.write(fd, path, data)
             self.call("fsync", path, os.fsync, fd)
-        except Failed:
-            self.close(fd, path, writing=False)
-            raise
-        self.close(fd, path, writing=True)
         self.call.at("rename", path, os_rename, f"common/{self.s.worker}")
         self.serial, self.published = serial, data
         self.seen[self.s.worker] = self.call.generation, serial

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from tests.storm.calls import Calls, Failed, Settings
 from tests.storm.record import Absent, Exactly, Record
@@ -96,27 +98,29 @@ class Files:
             try:
                 os.close(fd)
             except OSError:
-                pass  # of a file that was only read it promises nothing
+                pass  # of a file that was only read, or of which a call has failed, it promises nothing
 
-    def put(self, path: str, data: bytes, flags: int) -> None:
-        """Write a file, or to the end of one, and close it."""
-        fd = self.call.at("open", path, os.open, os.O_WRONLY | flags, 0o644)
+    @contextmanager
+    def writing(self, path: str, flags: int) -> Iterator[int]:
+        """Open a file for the block, and close it: what its close says counts, unless a call has failed already."""
+        fd = self.call.at("open", path, os.open, flags, 0o644)
         try:
-            for start in range(0, len(data), BLOCK):
-                self.write(fd, path, data[start : start + BLOCK])
-            if self.rng.random() < 0.3:
-                self.call("fsync", path, os.fsync, fd)
+            yield fd
         except Failed:
-            try:
-                os.close(fd)
-            except OSError:
-                pass  # it has failed already
+            self.close(fd, path, writing=False)
             raise
         self.close(fd, path, writing=True)
 
+    def put(self, path: str, data: bytes, flags: int) -> None:
+        """Write a file, or to the end of one, and close it."""
+        with self.writing(path, os.O_WRONLY | flags) as fd:
+            self.write(fd, path, data)
+            if self.rng.random() < 0.3:
+                self.call("fsync", path, os.fsync, fd)
+
     def write(self, fd: int, path: str, data: bytes) -> None:
         while data:
-            data = data[self.call("write", path, os.write, fd, data) :]
+            data = data[self.call("write", path, os.write, fd, data[:BLOCK]) :]
 
     def check(self, name: str) -> None:
         found = self.load(self.path(name))

@@ -174,15 +174,10 @@ class Worker(Common):
         data = content(f"change {self.steps}", min(self.rng.choice((1, 50, 9000)), len(base) - offset))
         self.record.may_be(name, Changed(base, offset, data))
         path = self.path(name)
-        fd = self.call.at("open", path, os.open, os.O_RDWR)
-        try:
+        with self.writing(path, os.O_RDWR) as fd:
             done = 0
             while done < len(data):
                 done += self.call("pwrite", path, os.pwrite, fd, data[done:], offset + done)
-        except Failed:
-            self.close(fd, path, writing=False)
-            raise
-        self.close(fd, path, writing=True)
         self.record.wrote(name, base[:offset] + data + base[offset + len(data) :])
 
     def truncate(self) -> None:
@@ -193,13 +188,8 @@ class Worker(Common):
         size = self.rng.randrange(len(base) + 1)
         self.record.may_be(name, Exactly(base[:size]))
         path = self.path(name)
-        fd = self.call.at("open", path, os.open, os.O_RDWR)
-        try:
+        with self.writing(path, os.O_RDWR) as fd:
             self.call("ftruncate", path, os.ftruncate, fd, size)
-        except Failed:
-            self.close(fd, path, writing=False)
-            raise
-        self.close(fd, path, writing=True)
         self.record.wrote(name, base[:size])
 
     def rename(self) -> None:
