@@ -19,6 +19,7 @@ from tests.support import fsx
 from tests.support.fast_s3 import FastS3
 from tests.support.fsx import Fsx, Hook, Mismatch
 from tests.support.mounted import MIB, Hung, Mount, Mounts, content, digest, free, put
+from tests.support.seeds import drawn_seed
 
 OPERATIONS = 10_000
 ON_MOUNTS = 10_000
@@ -32,10 +33,7 @@ PROGRAM = str(Path(fsx.__file__).resolve())
 
 @pytest.fixture
 def seed() -> int:
-    """LUXFUSE_SEED, or a new one; a failure shows it."""
-    chosen = int(os.environ.get("LUXFUSE_SEED") or random.SystemRandom().getrandbits(32))
-    print(f"LUXFUSE_SEED={chosen}")
-    return chosen
+    return drawn_seed()
 
 
 # -- the program itself, on the local disk

@@ -5,8 +5,6 @@ The long ones are a command: ``python -m tests.storm --help``.
 
 from __future__ import annotations
 
-import os
-import random
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +17,9 @@ from tests.storm.storm import Storm
 from tests.support import fast_s3
 from tests.support.fault_proxy import FaultProxy
 from tests.support.mounted import Mounts, content, digest, wait_for
+from tests.support.seeds import drawn_seed
 
 pytestmark = pytest.mark.timeout(600)
-CHOSEN = os.environ.get("LUXFUSE_SEED")
 REQUEST_TIMEOUT_S = 20.0
 """Of short storms: a busy machine alone makes no request fail."""
 
@@ -30,9 +28,7 @@ REQUEST_TIMEOUT_S = 20.0
 def seed() -> int:
     if reason := fast_s3.available():
         pytest.skip(reason)
-    drawn = int(CHOSEN) if CHOSEN else random.randrange(10**9)
-    print(f"LUXFUSE_SEED={drawn}")
-    return drawn
+    return drawn_seed()
 
 
 def rage(seed: int, drawn: plan.Plan, base: Path, **how: Any) -> Report:

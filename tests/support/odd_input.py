@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import random
 from collections.abc import Callable
 from typing import Any
 
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
+
+from tests.support.seeds import drawn_seed
 
 ODD = (
     "", " ", "-", "--", "-1", "0", "1", "nan", "inf", "-inf", "1e400", "9" * 5000, "9" * 400 + "P", "0x10", "\u0967",
@@ -66,7 +67,5 @@ def fuzz(examples: int, check: Callable[..., None], *strategies: st.SearchStrate
     )  # fmt: skip
     test = given(*strategies)(check)
     if not same:
-        number = int(os.environ.get("LUXFUSE_SEED") or random.SystemRandom().getrandbits(32))
-        print(f"LUXFUSE_SEED={number}")
-        test = seed(number)(test)
+        test = seed(drawn_seed())(test)
     chosen(test)()

@@ -18,3 +18,11 @@ def seeds(count: int, *, first: int = 0) -> range:
     elif chosen:
         first = random.randrange(1 << 32)
     return range(first, first + int(number or count))
+
+
+def drawn_seed() -> int:
+    """Return the seed of a test that has another one each time, and show it for a failure."""
+    chosen = os.environ.get("LUXFUSE_SEED") or "new"
+    seed = random.SystemRandom().getrandbits(32) if chosen == "new" else int(chosen)
+    print(f"LUXFUSE_SEED={seed}")
+    return seed
