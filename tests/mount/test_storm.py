@@ -19,7 +19,6 @@ from tests.support.fault_proxy import FaultProxy
 from tests.support.mounted import Mounts, content, digest, wait_for
 from tests.support.seeds import drawn_seed
 
-pytestmark = pytest.mark.timeout(600)
 REQUEST_TIMEOUT_S = 20.0
 """Of short storms: a busy machine alone makes no request fail."""
 
