@@ -20,7 +20,7 @@ from tests.mount.test_credentials import Gate  # noqa: E402
 from tests.support.csi import MODE, SERVICES, Node, capability  # noqa: E402
 from tests.support.fast_s3 import FastS3  # noqa: E402
 from tests.support.front import front  # noqa: E402
-from tests.support.mounted import is_running, wait_for  # noqa: E402
+from tests.support.mounted import is_running, parent_of, wait_for  # noqa: E402
 
 SECRETS = {"AWS_ACCESS_KEY_ID": "AKIAONE", "AWS_SECRET_ACCESS_KEY": "s3cr3t-of-the-volume"}
 INLINE = {"csi.storage.k8s.io/ephemeral": "true", "csi.storage.k8s.io/pod.namespace": "team-a"}
@@ -293,7 +293,7 @@ def test_a_dead_mount_is_made_anew(node: Node, volume: dict[str, Any]) -> None:
     for target in (one, two):
         node.call("NodePublishVolume", target_path=target, **volume)
     daemon = json.loads(node.records()[0].read_text())["pid"]
-    keeper = int(Path(f"/proc/{daemon}/stat").read_text().rpartition(")")[2].split()[1])
+    keeper = parent_of(daemon)
     for pid in (keeper, daemon):
         os.kill(pid, signal.SIGKILL)
     wait_for("both are gone", lambda: not is_running(daemon) and not is_running(keeper))

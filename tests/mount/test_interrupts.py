@@ -15,7 +15,7 @@ import pytest
 from tests.mount.conftest import new_bucket
 from tests.support.fast_s3 import FastS3
 from tests.support.fault_proxy import FaultProxy, Request
-from tests.support.mounted import MIB, Mount, content, digest, mounted, put, wait_for
+from tests.support.mounted import MIB, Mount, content, digest, mounted, put, wait_for, waits_for_fuse
 
 DATA = content("interrupts", 3 * MIB)
 PROGRAM = Path("/bin/bash")
@@ -101,12 +101,12 @@ def mount(made: Mount, place: Path, front: FaultProxy) -> Iterator[Mount]:
     wait_for("nothing is left to be done", lambda: made.status()["dirty"]["files"] == 0)
 
 
-def waits_for_fuse(pid: int) -> bool:
+def one_waits_for_fuse(pid: int) -> bool:
     """Whether a process, or one that it has started, is in a mount and waits for its answer."""
     with contextlib.suppress(OSError):
-        if "fuse" in Path(f"/proc/{pid}/stack").read_text():
+        if waits_for_fuse(pid):
             return True
-        return any(map(waits_for_fuse, map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())))
+        return any(map(one_waits_for_fuse, map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())))
     return False
 
 
@@ -125,7 +125,7 @@ def waiting(mount: Mount, front: FaultProxy) -> Iterator[Callable[..., subproces
         )  # fmt: skip
         started.append(process)
         # Where nothing is answered for seconds, the store is also asked whether it is there.
-        wait_for("the store is asked", lambda: sum(map(holds, front.requests)) > before and waits_for_fuse(process.pid))
+        wait_for("the store is asked", lambda: sum(map(holds, front.requests)) > before and one_waits_for_fuse(process.pid))
         return process
 
     yield start

@@ -25,7 +25,7 @@ from tests.support.disks import Disk
 from tests.support.fast_s3 import FastS3
 from tests.support.fault_proxy import FaultProxy
 from tests.support.locks import is_locked
-from tests.support.mounted import MIB, Mount, Mounts, content, digest, put, wait_for
+from tests.support.mounted import MIB, Mount, Mounts, content, digest, parent_of, put, wait_for, waits_for_fuse
 from tests.support.versions import other_version
 
 KEEPER_MOST_KB = 15 << 10
@@ -72,7 +72,7 @@ class Program:
         )  # fmt: skip
 
     def waits_for_fuse(self) -> bool:
-        return "fuse" in Path(f"/proc/{self._process.pid}/stack").read_text()
+        return waits_for_fuse(self._process.pid)
 
     def begin(self) -> None:
         assert self._process.stdin is not None
@@ -898,10 +898,6 @@ def test_where_the_guard_is_dead_the_next_mount_clears(guarded: Mount) -> None:
     assert "taken away" in done.stderr
     guarded.close_readers()
     assert guarded.read("a") == digest(b"content")
-
-
-def parent_of(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
 KINDS = {"kept": {"keeper": True}, "guarded": {}, "of a plain user": {"plain_user": True}}

@@ -178,7 +178,7 @@ class Reader:
 
     def waits_for_fuse(self) -> bool:
         """Whether the order under way has reached a mount and waits for its answer."""
-        return "fuse" in Path(f"/proc/{self.pid}/stack").read_text()
+        return waits_for_fuse(self.pid)
 
     def answered(self) -> bool:
         """Whether the answer to the order under way is there."""
@@ -348,7 +348,7 @@ class Mount:
     def _keeper(self) -> list[int]:
         """The process that goes on if the daemon dies, if there is one; also where the daemon says nothing."""
         try:
-            parent = int(Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[1])
+            parent = parent_of(self.pid)
         except OSError:
             return []
         return [parent] if _has_open(parent, self.directory() / "keeper") else []
@@ -538,6 +538,16 @@ def is_running(pid: int) -> bool:
         return Path("/proc", str(pid), "stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
     except OSError:
         return False
+
+
+def parent_of(pid: int) -> int:
+    """The parent of a process."""
+    return int(Path("/proc", str(pid), "stat").read_text().rpartition(")")[2].split()[1])
+
+
+def waits_for_fuse(pid: int) -> bool:
+    """Whether a process is in a mount and waits for its answer."""
+    return "fuse" in Path("/proc", str(pid), "stack").read_text()
 
 
 def _without(lines: re.Pattern[str], text: str) -> str:
