@@ -9,7 +9,7 @@ import time
 import pytest
 
 from tests.support.fast_s3 import FastS3
-from tests.support.mounted import Mount, Mounts, put, wait_for
+from tests.support.mounted import PATIENCE_S, Mount, Mounts, put, wait_for
 
 PLACES = pytest.mark.parametrize("place", ["root", "plain user"])
 FILES = 200
@@ -31,7 +31,7 @@ def make(mounting: Mounts, s3: FastS3, bucket: str, request: pytest.FixtureReque
 
 def forget(mount: Mount) -> None:
     """Have the kernel forget the names of a mount that nobody uses, which it does at a remount."""
-    subprocess.run(["mount", "-i", "-o", "remount", mount.path], check=True, timeout=120)
+    subprocess.run(["mount", "-i", "-o", "remount", mount.path], check=True, timeout=PATIENCE_S)
 
 
 def lookups(mount: Mount) -> tuple[int, int]:

@@ -272,7 +272,7 @@ def rclone(s3: FastS3) -> Callable[..., str]:
         flags = ["--s3-provider", "Other", "--s3-endpoint", s3.endpoint, "--s3-access-key-id", s3.access_key]
         flags += ["--s3-secret-access-key", s3.secret_key, "--s3-force-path-style", "--config", os.devnull]
         command = [program, *flags, "--links", "--s3-directory-markers", *map(str, arguments)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
@@ -284,7 +284,7 @@ def test_rclone_puts_and_luxfuse_reads(
 ) -> None:
     source = tmp_path / "source"
     source.mkdir()
-    subprocess.run([sys.executable, "-c", MAKE, source, data], check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", MAKE, source, data], check=True, timeout=PATIENCE_S)
     rclone("copy", "--create-empty-src-dirs", "--metadata", source, f":s3:{bucket}")
     assert keys(client, bucket) == KEYS
     mount = fresh()
@@ -327,12 +327,12 @@ class S3fs:
         wait_for("s3fs mounts", lambda: os.path.ismount(self.path))
 
     def close(self) -> None:
-        subprocess.run(["umount", "-l", self.path], check=False, capture_output=True, timeout=120)
+        subprocess.run(["umount", "-l", self.path], check=False, capture_output=True, timeout=PATIENCE_S)
         try:
-            self._process.wait(120)
+            self._process.wait(PATIENCE_S)
         except subprocess.TimeoutExpired:
             self._process.kill()
-            self._process.wait(120)
+            self._process.wait(PATIENCE_S)
 
 
 @pytest.fixture
@@ -421,7 +421,7 @@ def aws(s3: FastS3) -> Callable[..., str]:
     def run(*arguments: str | Path) -> str:
         done = subprocess.run(
             [program, "--endpoint-url", s3.endpoint, "s3", *map(str, arguments)], env=environment, capture_output=True,
-            text=True, timeout=120, check=False,
+            text=True, timeout=PATIENCE_S, check=False,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         return done.stdout

@@ -16,7 +16,7 @@ from tests.mount.conftest import new_bucket
 from tests.support.contents import Contents
 from tests.support.fast_s3 import FastS3
 from tests.support.fault_proxy import FaultProxy
-from tests.support.mounted import MIB, Mount, Mounts, content, digest, put, wait_for
+from tests.support.mounted import MIB, PATIENCE_S, Mount, Mounts, content, digest, put, wait_for
 
 OBJECTS = Contents({f"d/{n:02}": (n, 20_000 + n) for n in range(20)} | {"big": ("big", 20 * MIB + 7)})
 SIZE = f"({OBJECTS.size() / MIB:.1f} MiB)"
@@ -136,7 +136,7 @@ def test_one_at_a_time_and_it_ends_with_who_asked(mount: Mount, s3: FastS3, buck
     try:
         mount.cli("load", "--background", mount.path / "new", check=True)
         wait_for("a request", lambda: mount.status()["cache"]["in_flight_bytes"])
-        steps = ControlClient(mount.directory() / "control.sock", deadline_s=120).check(repair=True)
+        steps = ControlClient(mount.directory() / "control.sock", deadline_s=PATIENCE_S).check(repair=True)
         assert next(steps)["total_files"] == 321  # it lets the request go first, half a second at a time
         second = mount.cli("check", mount.path)
         assert (second.returncode, second.stdout) == (1, "")

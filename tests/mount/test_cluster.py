@@ -220,7 +220,7 @@ def test_a_write_outlives_its_writer_and_is_uploaded_once(
     a.kill()
     proxy.clear()
     asked = len(proxy.requests)
-    wait_for("one of them brings them up", lambda: all((s3.root / bucket / each).exists() for each in data), timeout_s=120)
+    wait_for("one of them brings them up", lambda: all((s3.root / bucket / each).exists() for each in data))
     for each, text in data.items():
         assert (s3.root / bucket / each).read_bytes() == text
         assert b.read(each) == c.read(each) == digest(text)
@@ -253,7 +253,7 @@ def test_what_one_node_holds_is_replicated_by_a_rule(
     assert "missing" in refused.stderr
     b.cli("replicate", b.path / "d", "--min", "3", check=True)
     holders = [name(mount) for mount in (b, c)]
-    wait_for("all hold it", lambda: located(a, "d/0") == sorted(holders), timeout_s=120, pause_s=1)
+    wait_for("all hold it", lambda: located(a, "d/0") == sorted(holders), pause_s=1)
     gets = len(proxy.requests)
     for mount in (b, c):
         for each, text in data.items():

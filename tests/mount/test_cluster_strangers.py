@@ -20,7 +20,7 @@ from tests.support import network
 from tests.support.cluster_mounts import address, join_flags, make_key, name, nodes, see_each_other
 from tests.support.fast_s3 import FastS3
 from tests.support.fault_proxy import FaultProxy
-from tests.support.mounted import REPOSITORY, Mount, Mounts, content, digest, put, wait_for
+from tests.support.mounted import PATIENCE_S, REPOSITORY, Mount, Mounts, content, digest, put, wait_for
 from tests.support.network import Host, Network
 
 PORT = 7950
@@ -110,17 +110,17 @@ def hostile(cluster: Cluster, how: str) -> Iterator[subprocess.Popen[bytes]]:
     assert process.stdin is not None
     assert process.stdout is not None
     try:
-        assert select.select([process.stdout], [], [], 120)[0]
+        assert select.select([process.stdout], [], [], PATIENCE_S)[0]
         called = process.stdout.readline().decode().strip()
         wait_for("all see it", lambda: {nodes(mount).get(called) for mount in seen_by} == {"alive"})
         yield process
         assert process.poll() is None
         process.stdin.close()
-        assert process.wait(120) == 0
+        assert process.wait(PATIENCE_S) == 0
         wait_for("it left", lambda: "alive" not in {nodes(mount).get(called) for mount in seen_by})
     finally:
         process.kill()
-        process.wait(120)
+        process.wait(PATIENCE_S)
         process.stdin.close()
         process.stdout.close()
 

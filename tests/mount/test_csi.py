@@ -20,7 +20,7 @@ from tests.mount.test_credentials import Gate  # noqa: E402
 from tests.support.csi import MODE, SERVICES, Node, capability  # noqa: E402
 from tests.support.fast_s3 import FastS3  # noqa: E402
 from tests.support.front import front  # noqa: E402
-from tests.support.mounted import is_running, parent_of, wait_for  # noqa: E402
+from tests.support.mounted import PATIENCE_S, is_running, parent_of, wait_for  # noqa: E402
 
 SECRETS = {"AWS_ACCESS_KEY_ID": "AKIAONE", "AWS_SECRET_ACCESS_KEY": "s3cr3t-of-the-volume"}
 INLINE = {"csi.storage.k8s.io/ephemeral": "true", "csi.storage.k8s.io/pod.namespace": "team-a"}
@@ -61,7 +61,7 @@ def volume(s3: FastS3, bucket: str, fill: Callable[..., None]) -> dict[str, Any]
 
 def run(command: str) -> str:
     """Do something on a mount, in a process of its own."""
-    done = subprocess.run(["sh", "-ec", command], capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(["sh", "-ec", command], capture_output=True, text=True, timeout=PATIENCE_S, check=False)
     return done.stdout + done.stderr
 
 
@@ -78,7 +78,7 @@ def test_identity_and_what_is_offered(node: Node) -> None:
         assert node.refused(name)[0] == "UNIMPLEMENTED"
     assert oct(node.endpoint.stat().st_mode & 0o777) == "0o700"
     second = subprocess.run(
-        [*node.driver.args], capture_output=True, text=True, timeout=120, env=node.environment, check=False
+        [*node.driver.args], capture_output=True, text=True, timeout=PATIENCE_S, env=node.environment, check=False
     )
     assert (second.returncode, second.stderr.count("\n")) == (1, 1)
     assert "another driver is running with this directory" in second.stderr
@@ -276,7 +276,7 @@ def test_many_calls_at_once(node: Node, volume: dict[str, Any]) -> None:
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(120)
+            thread.join(PATIENCE_S)
         assert problems == []
 
     targets = [node.target(f"many-{number // 2}") for number in range(8)]

@@ -15,7 +15,7 @@ import pytest
 from luxfuse.fuse import mountpoint
 from tests.support.fast_s3 import FastS3
 from tests.support.fault_proxy import FaultProxy
-from tests.support.mounted import MIB, Mount, Mounts, content, digest, is_running, wait_for
+from tests.support.mounted import MIB, PATIENCE_S, Mount, Mounts, content, digest, is_running, wait_for
 from tests.support.servers_store import FileServer
 
 ASYNC = ("--write-mode", "async-through")
@@ -181,7 +181,7 @@ class TestUnmounting:
         with starting(mount, "unmount", mount.path) as command:
             wait_for("it drains", lambda: mount.status()["state"] == "draining")
             command.send_signal(signal.SIGINT)
-            _, err = command.communicate(timeout=120)
+            _, err = command.communicate(timeout=PATIENCE_S)
         assert command.returncode == 1
         assert err == f"luxfuse: interrupted: {mount.path} stays mounted, and goes on as before\n"
         wait_for("it does not drain any more", lambda: mount.status()["state"] == "degraded")
@@ -220,10 +220,10 @@ class TestUnmounting:
             with starting(mount, "unmount", mount.path, stdin=theirs, stderr=theirs, stdout=theirs) as command:
                 os.close(theirs)
                 shown = b""
-                while b"files (" not in shown and select.select([ours], [], [], 120)[0]:
+                while b"files (" not in shown and select.select([ours], [], [], PATIENCE_S)[0]:
                     shown += os.read(ours, 65536)
                 proxy.clear()
-                while select.select([ours], [], [], 120)[0]:
+                while select.select([ours], [], [], PATIENCE_S)[0]:
                     try:
                         shown += os.read(ours, 65536)
                     except OSError:

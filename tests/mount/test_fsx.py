@@ -18,7 +18,7 @@ import pytest
 from tests.support import fsx
 from tests.support.fast_s3 import FastS3
 from tests.support.fsx import Fsx, Hook, Mismatch
-from tests.support.mounted import MIB, Hung, Mount, Mounts, content, digest, free, put
+from tests.support.mounted import MIB, PATIENCE_S, Hung, Mount, Mounts, content, digest, free, put
 from tests.support.seeds import drawn_seed
 
 OPERATIONS = 10_000
@@ -94,7 +94,9 @@ def test_lost_change_is_found(tmp_path: Path, seed: int, monkeypatch: pytest.Mon
 
 def test_same_seed_same_operations(tmp_path: Path, seed: int) -> None:
     command = [sys.executable, "-I", "-S", PROGRAM, tmp_path / "file", "--ops", "2000", "--seed", str(seed)]
-    outputs = [subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout for _ in range(2)]
+    outputs = [
+        subprocess.run(command, capture_output=True, text=True, check=True, timeout=PATIENCE_S).stdout for _ in range(2)
+    ]
     assert outputs[0] == outputs[1]
     assert outputs[0].startswith(f"seed {seed}\ndone ")
 
@@ -117,12 +119,12 @@ class Process:
         )  # fmt: skip
         try:
             lines = self._serve(process, time.monotonic() + timeout_s)
-            code = process.wait(120)
+            code = process.wait(PATIENCE_S)
         finally:
             if process.poll() is None:
                 free(str(self.mount.path))
                 process.kill()
-                process.wait(120)
+                process.wait(PATIENCE_S)
             for pipe in (process.stdin, process.stdout, process.stderr):
                 assert pipe is not None
                 rest = pipe.read() if pipe is process.stderr else b""

@@ -25,7 +25,7 @@ from tests.support.disks import Disk
 from tests.support.fast_s3 import FastS3
 from tests.support.fault_proxy import FaultProxy
 from tests.support.locks import is_locked
-from tests.support.mounted import MIB, Mount, Mounts, content, digest, parent_of, put, wait_for, waits_for_fuse
+from tests.support.mounted import MIB, PATIENCE_S, Mount, Mounts, content, digest, parent_of, put, wait_for, waits_for_fuse
 from tests.support.versions import other_version
 
 KEEPER_MOST_KB = 15 << 10
@@ -94,7 +94,7 @@ class Program:
     def end(self) -> None:
         assert self._process.stdin is not None
         self._process.stdin.close()
-        assert self._process.wait(120) == 0
+        assert self._process.wait(PATIENCE_S) == 0
         assert self._process.stdout is not None
         self._process.stdout.close()
 
@@ -959,7 +959,7 @@ def test_in_the_foreground(mounting: Mounts, s3: FastS3, bucket: str, tmp_path: 
             assert mount.read("a") == digest(b"content")
             mount.close_readers()
             process.send_signal(signal.SIGTERM)
-            assert process.wait(120) == 0
+            assert process.wait(PATIENCE_S) == 0
             assert not mount.mounted
         finally:
             process.kill()

@@ -14,7 +14,7 @@ from luxfuse.lux import LuxFileSystem
 from tests.mount.conftest import new_bucket
 from tests.support.abstract_suites import Suites
 from tests.support.fast_s3 import FastS3
-from tests.support.mounted import Mount, Mounts
+from tests.support.mounted import PATIENCE_S, Mount, Mounts
 
 _serial = itertools.count()
 
@@ -108,7 +108,7 @@ def test_a_library_reads_and_writes_through_the_mount(mount: Mount, tmp_path, ne
         str(mount.path),
     ]
     done = subprocess.run(
-        command, capture_output=True, text=True, timeout=120, cwd="/", env=mount.environment | kept, check=False
+        command, capture_output=True, text=True, timeout=PATIENCE_S, cwd="/", env=mount.environment | kept, check=False
     )
     assert (done.returncode, done.stderr) == (0, "") or (needs != "fsspec" and done.returncode == 0), done.stderr
     assert mount.status()["fuse"]["requests"] > before["fuse"]["requests"]

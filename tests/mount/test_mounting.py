@@ -28,7 +28,7 @@ from luxfuse.control.client import _UnixConnection
 from luxfuse.fuse import mountpoint as mounts
 from tests.support.fast_s3 import FastS3
 from tests.support.fault_proxy import FaultProxy
-from tests.support.mounted import MIB, Mount, Mounts, content, digest, is_running, wait_for
+from tests.support.mounted import MIB, PATIENCE_S, Mount, Mounts, content, digest, is_running, wait_for
 from tests.support.odd_input import ORDERS, bodies, fuzz
 
 WHOLE = content("mounting", MIB + 5)
@@ -276,7 +276,7 @@ class TestUnmounting:
                 assert mount.read("file") == digest(WHOLE)
                 mount.close_readers()
                 process.send_signal(signal.SIGINT)
-                out, err = process.communicate(timeout=120)
+                out, err = process.communicate(timeout=PATIENCE_S)
             finally:
                 process.kill()
         assert process.returncode == 0, err

@@ -8,7 +8,7 @@ from luxfuse.control.client import ControlClient
 from luxfuse.understore.submissions import PROBE_KEY
 from tests.support.fast_s3 import FastS3
 from tests.support.fault_proxy import FaultProxy, Request
-from tests.support.mounted import Mount, Mounts, content, digest, put, wait_for
+from tests.support.mounted import PATIENCE_S, Mount, Mounts, content, digest, put, wait_for
 
 DATA = content("outage", 100_000)
 TTLS = ("--metadata-ttl", "200ms", "--negative-ttl", "0s")
@@ -86,7 +86,7 @@ def test_a_dead_store_does_not_hold_up_a_live_one(mount: Mount, proxy: FaultProx
     (s3.root / "live").mkdir()
     for number in range(20):
         put(s3, "live", f"f{number}", DATA)
-    client = ControlClient(mount.directory() / "control.sock", deadline_s=120)
+    client = ControlClient(mount.directory() / "control.sock", deadline_s=PATIENCE_S)
     client.attach("s3://live", "live", {"endpoint_url": s3.endpoint})
     proxy.set(hold=True)
     waiting = [mount.reader() for _ in range(10)]

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.mount.test_programs import Staging, needs, staging
-from tests.support.mounted import MIB
+from tests.support.mounted import MIB, PATIENCE_S
 from tests.support.programs import assert_same
 
 __all__ = ["staging"]
@@ -40,7 +40,7 @@ def commit(repository: Path, number: int) -> None:
     link.unlink(missing_ok=True)
     link.symlink_to(f"src/part{rng.randrange(6)}")
     for command in (["add", "-A"], ["commit", "-q", "-m", f"Change {number}"]):
-        subprocess.run(["git", *command], cwd=repository, env=os.environ | GIT, check=True, timeout=120)
+        subprocess.run(["git", *command], cwd=repository, env=os.environ | GIT, check=True, timeout=PATIENCE_S)
 
 
 GIT = {
@@ -87,7 +87,7 @@ def test_git(staging: Staging, mode: str) -> None:
     stage = staging(mode)
     source = stage.scratch / "source"
     source.mkdir()
-    subprocess.run(["git", "init", "-q"], cwd=source, env=os.environ | GIT, check=True, timeout=120)
+    subprocess.run(["git", "init", "-q"], cwd=source, env=os.environ | GIT, check=True, timeout=PATIENCE_S)
     for number in range(3):
         commit(source, number)
 
@@ -222,7 +222,7 @@ def test_unpack_and_compile(staging: Staging, mode: str) -> None:
     make_project(stage.scratch / "project")
     set_times(stage.scratch / "project", random.Random(9))
     archive = stage.scratch / "project.tar.gz"
-    subprocess.run(["tar", "-C", stage.scratch, "-czf", archive, "project"], check=True, timeout=120)
+    subprocess.run(["tar", "-C", stage.scratch, "-czf", archive, "project"], check=True, timeout=PATIENCE_S)
     stage.both(lambda root: stage.run(["tar", "-xzf", archive], where=root))
     stage.compare_with_local(times=True)
 

@@ -15,7 +15,7 @@ import pytest
 
 from tests.mount.conftest import new_bucket
 from tests.support.fast_s3 import FastS3
-from tests.support.mounted import Mount, Mounts, content, digest, put, wait_for
+from tests.support.mounted import PATIENCE_S, Mount, Mounts, content, digest, put, wait_for
 
 FILES, FILE_BYTES = 240, 60_000
 
@@ -108,7 +108,7 @@ def program(mount: Mount) -> Iterator[Program]:
     yield start_one
     for process in started:
         process.kill()
-        process.communicate(timeout=120)
+        process.communicate(timeout=PATIENCE_S)
 
 
 def start(mount: Mount, text: str) -> subprocess.Popen[str]:
@@ -120,7 +120,7 @@ def start(mount: Mount, text: str) -> subprocess.Popen[str]:
 
 
 def lines_of(process: subprocess.Popen[str], count: int) -> list[dict[str, list[object]]]:
-    out, err = process.communicate("\n" * count, timeout=120)
+    out, err = process.communicate("\n" * count, timeout=PATIENCE_S)
     assert (process.returncode, err) == (0, ""), err
     return [json.loads(line) for line in out.splitlines()]
 
@@ -168,7 +168,7 @@ def test_nothing_is_fetched_for_a_program_that_has_left(mount: Mount, program: P
             assert process.stdout.readline() == "closed\n"
         else:
             process.kill()
-            process.wait(120)
+            process.wait(PATIENCE_S)
             os.kill(child, signal.SIGKILL)  # as DataLoader's workers end when they miss their parent
         wait_for("the end of the schedule", lambda: mount.status()["cache"]["schedules"] == 0)
     finally:
@@ -199,10 +199,10 @@ print(json.dumps(dict(seen)), flush=True)
         assert process.stdout is not None
         assert process.stdout.readline() == "half\n"
         mount.remount()
-        out, err = process.communicate("\n", timeout=120)
+        out, err = process.communicate("\n", timeout=PATIENCE_S)
     finally:
         process.kill()
-        process.communicate(timeout=120)
+        process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 0, err
     assert err.count("files are not fetched ahead") == 1
     assert json.loads(out) == {name: digest(data) for name, data in files().items()}

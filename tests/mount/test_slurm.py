@@ -10,7 +10,7 @@ from pathlib import Path
 
 from luxfuse.fuse import mountpoint
 from tests.support.fast_s3 import FastS3
-from tests.support.mounted import free
+from tests.support.mounted import PATIENCE_S, free
 
 SCRIPTS = Path(__file__).parents[2] / "examples/slurm"
 
@@ -32,7 +32,7 @@ class Slurmd:
 
     def run(self, script: str, job: int | None, **environment: str) -> subprocess.CompletedProcess[str]:
         given = {} if job is None else {"SLURM_JOB_ID": str(job)}
-        return subprocess.run([SCRIPTS / script], capture_output=True, text=True, timeout=120, check=False, cwd="/",
+        return subprocess.run([SCRIPTS / script], capture_output=True, text=True, timeout=PATIENCE_S, check=False, cwd="/",
                               env=self.environment | given | environment)  # fmt: skip
 
     def mounted(self) -> list[str]:
@@ -61,7 +61,7 @@ def test_a_mount_is_there_from_the_first_job_of_a_node_to_its_last(
             assert done(slurmd.run("prolog.sh", job))
         data = slurmd.root / "data"
         written = subprocess.run(
-            ["sh", "-ec", f"cat {data}/a; printf one > {data}/one"], capture_output=True, timeout=120, check=False
+            ["sh", "-ec", f"cat {data}/a; printf one > {data}/one"], capture_output=True, timeout=PATIENCE_S, check=False
         )
         assert (written.returncode, written.stdout) == (0, b"a")
         for _ in range(2):

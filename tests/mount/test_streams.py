@@ -8,7 +8,7 @@ import sys
 
 from tests.support.fast_s3 import FastS3
 from tests.support.fault_proxy import FaultProxy, Request
-from tests.support.mounted import Mount, Mounts
+from tests.support.mounted import PATIENCE_S, Mount, Mounts
 
 COUNT = 5_500
 SCAN = """
@@ -87,7 +87,7 @@ def test_an_error_comes_behind_the_names_that_came(mounting: Mounts, s3: FastS3,
     proxy.only(is_later_page)
     proxy.set(error_probability=1.0, error_status=403)
     with scan(mount) as program:
-        out = program.communicate(timeout=120)[0].splitlines()
+        out = program.communicate(timeout=PATIENCE_S)[0].splitlines()
     assert out[-1].startswith("error ")
     assert len(out) - 1 == 1000
     assert set(out[:-1]) <= names

@@ -19,7 +19,7 @@ from tests.mount.test_keeper import Program
 from tests.support import real_systemd
 from tests.support.fake_systemd import FakeSystemd
 from tests.support.fast_s3 import FastS3
-from tests.support.mounted import REPOSITORY, Mount, Mounts, digest, is_running, put, wait_for
+from tests.support.mounted import PATIENCE_S, REPOSITORY, Mount, Mounts, digest, is_running, put, wait_for
 
 STORED = ["luxfuse-device", "luxfuse-estate", "luxfuse-settings"]
 
@@ -38,7 +38,7 @@ def service(mount: Mount) -> list[str | Path]:
 def kill_all(main: subprocess.Popen[bytes], daemon: int) -> None:
     """As systemd does with KillMode=mixed once the main process is dead."""
     main.kill()
-    main.wait(120)
+    main.wait(PATIENCE_S)
     os.kill(daemon, signal.SIGKILL)
     wait_for("the daemon is dead", lambda: not is_running(daemon))
 
@@ -75,13 +75,13 @@ def test_a_service_goes_on_though_all_its_processes_are_killed(
             program.step()
             program.end()
             main.send_signal(signal.SIGTERM)
-            assert main.wait(120) == 0
+            assert main.wait(PATIENCE_S) == 0
             systemd.hear_the_rest()
             assert "STOPPING=1" in systemd.told
             assert systemd.store == {}
         finally:
             main.kill()
-            main.wait(120)
+            main.wait(PATIENCE_S)
     assert "going on where the process before this one ended" in (tmp_path / "err").read_text()
     assert not mount.mounted
     found = bucket_files(s3.bucket_path(bucket))
@@ -100,17 +100,17 @@ def test_what_is_kept_of_a_mount_that_is_gone_is_given_back(
         try:
             systemd.hear("READY=1")
             kill_all(main, mount.pid)
-            subprocess.run(["umount", "-l", "-f", mount.path], check=True, timeout=120)
+            subprocess.run(["umount", "-l", "-f", mount.path], check=True, timeout=PATIENCE_S)
             main = systemd.start(command, mount.environment, err)
             systemd.hear("READY=1")
             assert sorted(systemd.store) == STORED
             assert mount.read("a") == digest(b"content")
             mount.close_readers()
             main.send_signal(signal.SIGTERM)
-            assert main.wait(120) == 0
+            assert main.wait(PATIENCE_S) == 0
         finally:
             main.kill()
-            main.wait(120)
+            main.wait(PATIENCE_S)
     assert "going on" not in (tmp_path / "err").read_text()
 
 
@@ -187,7 +187,7 @@ def test_under_systemd(s3: FastS3, bucket: str, tmp_path: Path) -> None:
             wait_for("the service is started again", lambda: restarts() == 1)
             step("the keeper is killed")
             machine.run("kill", "-STOP", status()["pid"])
-            wait_for("the watchdog notices that the daemon does nothing", lambda: restarts() == 2, timeout_s=120)
+            wait_for("the watchdog notices that the daemon does nothing", lambda: restarts() == 2)
             step("the daemon was stopped")
             machine.run("systemctl", "reload", UNIT)
             main = machine.property(UNIT, "MainPID")
@@ -195,7 +195,7 @@ def test_under_systemd(s3: FastS3, bucket: str, tmp_path: Path) -> None:
             step("it is upgraded")
             assert (machine.property(UNIT, "MainPID"), restarts()) == (main, 2)
             program.stdin.close()
-            assert program.wait(120) == 0
+            assert program.wait(PATIENCE_S) == 0
             machine.run("systemctl", "stop", UNIT)
             assert machine.property(UNIT, "Result") == "success", machine.log()
             assert machine.property(UNIT, "NFileDescriptorStore") == "0"
@@ -203,6 +203,6 @@ def test_under_systemd(s3: FastS3, bucket: str, tmp_path: Path) -> None:
         finally:
             program.kill()
             program.stdin.close()
-            program.wait(120)
+            program.wait(PATIENCE_S)
             program.stdout.close()
     assert bucket_files(s3.bucket_path(bucket)) == {"a": b"content", "w": b"x" * 5000}

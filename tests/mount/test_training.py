@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from tests.support.fault_proxy import FaultProxy
-from tests.support.mounted import Mounts, content
+from tests.support.mounted import PATIENCE_S, Mounts, content
 
 FILES, FILE_BYTES = 96, 120_000
 
@@ -65,10 +65,10 @@ def test_second_epoch_comes_from_the_cache(mounting: Mounts, proxy: FaultProxy, 
         # The content comes from the cache. What only a listing told of the files' modes is asked for once.
         assert [r for r in proxy.requests if r.method != "HEAD"] == []
         assert len(proxy.requests) <= FILES
-        process.communicate("\n", timeout=120)
+        process.communicate("\n", timeout=PATIENCE_S)
     finally:
         process.kill()
-        process.communicate(timeout=120)
+        process.communicate(timeout=PATIENCE_S)
     assert first == expected
     assert second == expected
     status = mount.status()

@@ -22,7 +22,7 @@ from tests.mount.test_keeper import Program
 from tests.support.disks import Disk
 from tests.support.fast_s3 import FastS3
 from tests.support.fault_proxy import FaultProxy
-from tests.support.mounted import Mount, Mounts, content, digest, put, wait_for
+from tests.support.mounted import PATIENCE_S, Mount, Mounts, content, digest, put, wait_for
 from tests.support.versions import other_version
 
 Changes = Mapping[str, tuple[str, str]]
@@ -82,7 +82,7 @@ def test_programs_notice_nothing(mounting: Mounts, proxy: FaultProxy, s3: FastS3
     done = upgrade(kept, other_version(tmp_path, "9.8.7", {}))
     assert done.returncode == 0, done.stderr
     assert f"luxfuse 9.8.7 serves (pid {kept.pid}), where luxfuse {__version__} did" in done.stderr
-    out, _ = busy.communicate("\n", timeout=120)
+    out, _ = busy.communicate("\n", timeout=PATIENCE_S)
     assert busy.returncode == 0
     open_files.step()
     open_files.end()

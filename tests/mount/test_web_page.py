@@ -18,14 +18,14 @@ from typing import Any
 import pytest
 
 from tests.support.fast_s3 import FastS3
-from tests.support.mounted import Mount, Mounts
+from tests.support.mounted import PATIENCE_S, Mount, Mounts
 
 SIZE = 50_000
 
 
 def get(url: str, **headers: str) -> tuple[int, bytes]:
     try:
-        with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=120) as answer:
+        with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=PATIENCE_S) as answer:
             return answer.status, answer.read()
     except urllib.error.HTTPError as exc:
         return exc.code, exc.read()
@@ -77,7 +77,7 @@ def in_a_browser(url: str, mount: Mount, tmp_path: Path) -> None:
         chromium, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}/profile",
         "--enable-logging=stderr", "--virtual-time-budget=4000", "--window-size=390,2400", "--dump-dom", url,
     ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=True)
     assert f"<title>{mount.path} · luxfuse</title>" in done.stdout
     assert re.search(r'<span id="state" class="state serving">serving</span>', done.stdout)
     assert str(mount.cache) in done.stdout

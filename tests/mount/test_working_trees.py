@@ -13,7 +13,7 @@ from tests.mount.test_descriptions import describe, said_by_s3fs
 from tests.mount.test_program_work import GIT, commit
 from tests.mount.test_programs import needs
 from tests.support.fast_s3 import FastS3
-from tests.support.mounted import Mount, Mounts
+from tests.support.mounted import PATIENCE_S, Mount, Mounts
 
 __all__ = ["describe"]
 MODES = (0o644, 0o755)
@@ -24,7 +24,7 @@ def repository(tmp_path: Path) -> Path:
     """One of two commits, with programs among its files."""
     path = tmp_path / "repository"
     path.mkdir()
-    subprocess.run(["git", "init", "-q"], cwd=path, env=os.environ | GIT, check=True, timeout=120)
+    subprocess.run(["git", "init", "-q"], cwd=path, env=os.environ | GIT, check=True, timeout=PATIENCE_S)
     commit(path, 1)
     for number, file in enumerate(sorted((path / "src").rglob("*.txt"))):
         file.chmod(MODES[number % 3 == 0])
@@ -54,7 +54,9 @@ def test_a_tree_that_was_cloned_on_another_node(mounting: Mounts, s3: FastS3, bu
 def test_a_tree_that_s3fs_has_written(mounting: Mounts, s3: FastS3, bucket: str, repository: Path, describe) -> None:
     """Symlinks apart, which s3fs keeps in a way of its own."""
     (repository / "link").unlink()
-    subprocess.run(["git", "commit", "-qam", "No link"], cwd=repository, env=os.environ | GIT, check=True, timeout=120)
+    subprocess.run(
+        ["git", "commit", "-qam", "No link"], cwd=repository, env=os.environ | GIT, check=True, timeout=PATIENCE_S
+    )
     for path in sorted(repository.rglob("*")):
         mode = path.stat().st_mode & 0o7777
         key = f"tree/{quote(str(path.relative_to(repository)))}"
