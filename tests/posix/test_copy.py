@@ -26,6 +26,7 @@ from tests.posix.calls import (
     write_all,
 )
 from tests.posix.places import Place
+from tests.posix.processes import LIMIT_S
 
 RDWR = os.O_CREAT | os.O_RDWR
 DATA = pattern(2 * MIB + 777)
@@ -152,8 +153,8 @@ def test_shutil_and_cp(place: Place) -> None:
     make(place / "source", DATA, 0o750)
     os.utime(place / "source", ns=(10**18 + 123_456_789, 10**18 + 987_654_321))
     shutil.copy2(place / "source", place / "one")
-    subprocess.run(["cp", "-p", place / "source", place / "two"], check=True, timeout=120)
-    subprocess.run(["cp", "--sparse=always", place / "source", place / "three"], check=True, timeout=120)
+    subprocess.run(["cp", "-p", place / "source", place / "two"], check=True, timeout=LIMIT_S)
+    subprocess.run(["cp", "--sparse=always", place / "source", place / "three"], check=True, timeout=LIMIT_S)
     for name in ("one", "two", "three"):
         assert read(place / name) == DATA
     for name in ("one", "two"):

@@ -13,7 +13,7 @@ import pytest
 
 from tests.posix.calls import UTIME_NOW, UTIME_OMIT, fails_with, make, names, opened, read, utimensat
 from tests.posix.places import Place
-from tests.posix.processes import EXTRA_GID, PLAIN_GID, PLAIN_UID, as_other, as_user
+from tests.posix.processes import EXTRA_GID, LIMIT_S, PLAIN_GID, PLAIN_UID, as_other, as_user
 
 
 def _owned(path: Path, mode: int, data: bytes = b"content") -> Path:
@@ -237,7 +237,7 @@ def test_programs_run_with_permission_only(place: Place) -> None:
     make(place / "program", b"#!/bin/sh\nexit 42\n", 0o755)
 
     def run() -> int:
-        return subprocess.run([place / "program"], timeout=120, check=False).returncode
+        return subprocess.run([place / "program"], timeout=LIMIT_S, check=False).returncode
 
     assert run() == 42
     assert as_other(run) == 42

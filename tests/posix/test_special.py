@@ -14,7 +14,7 @@ import pytest
 
 from tests.posix.calls import fails_with, make, names, opened, read, unless_refused, write_all
 from tests.posix.places import Place
-from tests.posix.processes import PLAIN_UID, Process, as_other, as_user
+from tests.posix.processes import LIMIT_S, PLAIN_UID, Process, as_other, as_user
 
 
 def _write_line(path: Path) -> None:
@@ -186,14 +186,14 @@ def _program(place: Place) -> Path:
 
 
 def test_a_program_runs(place: Place) -> None:
-    assert subprocess.run([_program(place), "0"], timeout=120, check=False).returncode == 0
+    assert subprocess.run([_program(place), "0"], timeout=LIMIT_S, check=False).returncode == 0
 
 
 def test_a_program_being_written_does_not_run(place: Place) -> None:
     path = _program(place)
     with opened(path, os.O_WRONLY), fails_with(errno.ETXTBSY):
-        subprocess.run([path, "0"], timeout=120, check=False)
-    assert subprocess.run([path, "0"], timeout=120, check=False).returncode == 0
+        subprocess.run([path, "0"], timeout=LIMIT_S, check=False)
+    assert subprocess.run([path, "0"], timeout=LIMIT_S, check=False).returncode == 0
 
 
 def test_a_program_that_runs_is_not_written_but_replaced(place: Place) -> None:
@@ -209,5 +209,5 @@ def test_a_program_that_runs_is_not_written_but_replaced(place: Place) -> None:
         assert running.poll() is None
     finally:
         running.kill()
-        running.wait(120)
+        running.wait(LIMIT_S)
     assert read(path) == b"new"

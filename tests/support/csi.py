@@ -18,7 +18,7 @@ from google.protobuf import message_factory
 
 from luxfuse.csi.api import csi_pb2
 from luxfuse.fuse import mountpoint as mounts
-from tests.support.mounted import free, wait_for
+from tests.support.mounted import PATIENCE_S, free, wait_for
 
 MODE = csi_pb2.VolumeCapability.AccessMode
 SERVICES = {
@@ -26,9 +26,6 @@ SERVICES = {
     for service in csi_pb2.DESCRIPTOR.services_by_name.values()
     for method in service.methods
 }
-CALL_TIMEOUT_S = 120.0
-START_TIMEOUT_S = 120.0
-"""To import gRPC and luxfuse takes a second, and on a busy machine twenty."""
 
 
 def capability(*flags: str, mode: int = MODE.MULTI_NODE_MULTI_WRITER, **mount: str) -> Any:
@@ -64,7 +61,7 @@ class Node:
     def start_driver(self, **environment: str) -> None:
         """Start the driver, after the end of the one before."""
         if self.driver is not None:
-            self.driver.wait(START_TIMEOUT_S)
+            self.driver.wait(PATIENCE_S)
         self.endpoint.unlink(missing_ok=True)
         self.driver = self._start("driver", "--node-id", "node-1", "--endpoint", f"unix://{self.endpoint}", **environment)
         self._wait_for(self.driver, self.endpoint)
@@ -78,7 +75,7 @@ class Node:
             with socket.socket(socket.AF_UNIX) as probe:
                 return probe.connect_ex(str(endpoint)) == 0
 
-        wait_for(f"{endpoint} to be listened on", listens, timeout_s=START_TIMEOUT_S)
+        wait_for(f"{endpoint} to be listened on", listens)
 
     @property
     def endpoint(self) -> Path:
@@ -91,7 +88,7 @@ class Node:
             return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd="/",
                                     env=self.environment | environment)  # fmt: skip
 
-    def call(self, name: str, timeout_s: float = CALL_TIMEOUT_S, **fields: Any) -> Any:
+    def call(self, name: str, timeout_s: float = PATIENCE_S, **fields: Any) -> Any:
         """Make a call. Raises `grpc.RpcError`."""
         path, method = SERVICES[name]
         request = message_factory.GetMessageClass(method.input_type)(**fields)
@@ -100,7 +97,7 @@ class Node:
         with grpc.insecure_channel(f"unix:{self.endpoint}", options=options) as channel:
             return channel.unary_unary(path, lambda r: r.SerializeToString(), answer.FromString)(request, timeout=timeout_s)
 
-    def refused(self, name: str, timeout_s: float = CALL_TIMEOUT_S, **fields: Any) -> tuple[str, str]:
+    def refused(self, name: str, timeout_s: float = PATIENCE_S, **fields: Any) -> tuple[str, str]:
         """Make a call that must fail; returns code and text."""
         try:
             self.call(name, timeout_s, **fields)
@@ -136,10 +133,10 @@ class Node:
         if process is not None and process.poll() is None:
             process.send_signal(number)
             try:
-                process.wait(START_TIMEOUT_S)
+                process.wait(PATIENCE_S)
             except subprocess.TimeoutExpired:
                 process.kill()
-                process.wait(START_TIMEOUT_S)
+                process.wait(PATIENCE_S)
 
     def close(self) -> None:
         """Leave nothing behind."""
