@@ -88,8 +88,7 @@ def mounting(request: pytest.FixtureRequest) -> Iterator[Mounts]:
         yield mounts
     finally:
         if isinstance(proxy := outlive.get("proxy"), FaultProxy):  # let them bring what is dirty to the store, and end
-            proxy.clear()
-            proxy.outage(False)
+            proxy.recover()
         mounts.close()
 
 

@@ -678,8 +678,7 @@ def test_a_rename_is_finished_once_the_store_is_back(
     log = mount.directory() / "daemon.log"
     assert "cannot be finished yet" in log.read_text()
     waiting = mount.pid
-    proxy.clear()
-    proxy.outage(False)
+    proxy.recover()
     wait_for("it is finished", lambda: mount.status()["dirty"]["renames"] == 0)
     program.step()
     program.end()

@@ -26,8 +26,7 @@ def no_probe(request: Request) -> bool:
 
 
 def come_back(mount: Mount, proxy: FaultProxy) -> None:
-    proxy.clear()
-    proxy.outage(False)
+    proxy.recover()
     wait_for("it is found again", lambda: mount.status()["understore"]["state"] == "ok")
 
 

@@ -83,7 +83,6 @@ def test_a_daemon_that_dies_in_an_outage_has_a_successor(
     if how == "refused":
         assert mount.read("a") == digest(data)
     assert mount.status()["restarts"] == 1
-    proxy.clear()
-    proxy.outage(False)
+    proxy.recover()
     wait_for("it is read", lambda: mount.error("file", f"{mount.path}/a") is None)
     assert mount.read("a") == digest(data)

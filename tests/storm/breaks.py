@@ -119,8 +119,7 @@ class Breaks:
             with self.window(plans.WINDOWS.get(each.what, "store")):
                 self._break_it(each.what)
                 self.until(each.at + each.seconds)
-                self._proxy.clear()
-                self._proxy.outage(False)
+                self._proxy.recover()
                 self._s3.set(rate_bytes_s=0)
 
     def _break_it(self, what: str) -> None:

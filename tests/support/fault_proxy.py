@@ -204,6 +204,11 @@ class FaultProxy:
         elif self._listener is None:
             self._listen()
 
+    def recover(self) -> None:
+        """No faults and no outage any more."""
+        self.clear()
+        self.outage(False)
+
     # observation ----------------------------------------------------------------------------------------------------
 
     @property
