@@ -8,7 +8,6 @@ import re
 import shutil
 import socket
 import subprocess
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
@@ -18,7 +17,7 @@ from typing import Any
 import pytest
 
 from tests.support.fast_s3 import FastS3
-from tests.support.mounted import PATIENCE_S, Mount, Mounts
+from tests.support.mounted import PATIENCE_S, Mount, Mounts, wait_for
 
 SIZE = 50_000
 
@@ -44,11 +43,12 @@ def mount(s3: FastS3, bucket: str, fill: Callable[..., None], mounting: Mounts) 
 
 
 def samples(url: str) -> dict[str, Any]:
-    deadline = time.monotonic() + 120
-    while len((found := document(f"{url}v1/history?span=15m"))["times"]) < 2:
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
-    return dict(found)
+    def two() -> dict[str, Any] | None:
+        found = document(f"{url}v1/history?span=15m")
+        return dict(found) if len(found["times"]) >= 2 else None
+
+    found: dict[str, Any] = wait_for("two samples", two, pause_s=0.2)
+    return found
 
 
 def test_what_a_mount_shows(mount: Mount, tmp_path: Path) -> None:
