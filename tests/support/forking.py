@@ -31,6 +31,10 @@ class _Forker:
                 [sys.executable, "-P", str(_PROGRAM), str(theirs.fileno()), "luxfuse.daemon"],
                 stdin=subprocess.DEVNULL, cwd="/", pass_fds=[theirs.fileno()],
             )  # fmt: skip
+        # The kernel says that a program has begun before its command line can be seen.
+        environment = Path(f"/proc/{self._process.pid}/environ")
+        while self._process.poll() is None and not environment.read_bytes():
+            time.sleep(0.001)
 
     def send(self, order: Mapping[str, object], fds: Sequence[int]) -> None:
         socket.send_fds(self._orders, [json.dumps(order).encode()], fds)
