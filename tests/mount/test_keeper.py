@@ -743,6 +743,11 @@ def test_daemons_that_fail_in_good_order_are_given_up_too(
     assert mount.read("a") == digest(b"content")
 
 
+RELOADS = "        with trio.open_signal_receiver(signal.SIGHUP) as signals:\n            async for _ in signals:\n"
+FAILS_AT_SIGHUP = {"daemon/main.py": (RELOADS, f"{RELOADS}                1 / 0\n")}
+"""A change of luxfuse with which a daemon fails when it is to reload its settings."""
+
+
 def test_nobody_takes_the_cache_directory_of_a_daemon_that_fails(
     mounting: Mounts, s3: FastS3, bucket: str, tmp_path: Path
 ) -> None:
@@ -752,10 +757,7 @@ def test_nobody_takes_the_cache_directory_of_a_daemon_that_fails(
         f"s3://{bucket}", endpoint_url=s3.endpoint, keeper=True, forked=False,
         expected_logs=[DIED, "the daemon ends", "ZeroDivisionError"],
     )  # fmt: skip
-    reload = "        with trio.open_signal_receiver(signal.SIGHUP) as signals:\n            async for _ in signals:\n"
-    mount.python = other_version(
-        tmp_path / "failing", "9.8.6", {"daemon/main.py": (reload, f"{reload}                1 / 0\n")}
-    )
+    mount.python = other_version(tmp_path / "failing", "9.8.6", FAILS_AT_SIGHUP)
     mount.mount()
     assert mount.read("a") == digest(b"content")
     (lock,) = mount.cache.glob("*/lock")
@@ -779,10 +781,7 @@ def test_without_a_keeper_a_daemon_that_fails_leaves_no_mount(
     mount = mounting.make(
         f"s3://{bucket}", endpoint_url=s3.endpoint, forked=False, expected_logs=["the daemon ends", "ZeroDivisionError"]
     )
-    reload = "        with trio.open_signal_receiver(signal.SIGHUP) as signals:\n            async for _ in signals:\n"
-    mount.python = other_version(
-        tmp_path / "failing", "9.8.6", {"daemon/main.py": (reload, f"{reload}                1 / 0\n")}
-    )
+    mount.python = other_version(tmp_path / "failing", "9.8.6", FAILS_AT_SIGHUP)
     mount.mount()
     assert mount.read("a") == digest(b"content")
     keeper, daemon = mount.keeper_pid, mount.pid
