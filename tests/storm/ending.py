@@ -66,10 +66,14 @@ class Ending:
         done = self._mount.unmount(timeout_s=UNMOUNTED_S)
         return f"unmount: {done.stderr}" if done.returncode else ""
 
+    def _objects(self) -> dict[str, Path]:
+        """Files of the bucket by key."""
+        return {str(path.relative_to(self._bucket)): path for path in self._bucket.rglob("*") if path.is_file()}
+
     # -- what is brought to the store
 
     def _in_the_bucket(self) -> Iterator[str]:
-        found = {str(path.relative_to(self._bucket)): path for path in self._bucket.rglob("*") if path.is_file()}
+        found = self._objects()
         for name, digest in self._files.items():
             if name not in found:
                 yield f"the bucket lacks {name}"
@@ -89,7 +93,7 @@ class Ending:
 
     def _only_here(self) -> Iterator[str]:
         """The bucket is as it was, and the next mount shows what the processes saw last."""
-        found = {str(path.relative_to(self._bucket)): path for path in self._bucket.rglob("*") if path.is_file()}
+        found = self._objects()
         if strange := sorted(found.keys() - self._given.keys()):
             yield f"brought to the bucket: {strange[:20]}"
         for key, data in self._given.items():
