@@ -39,7 +39,7 @@ def test_one_that_hangs_as_it_begins_is_ended_and_counts(tmp_path: Path) -> None
 def test_it_waits_longer_and_longer_between_daemons_that_die(tmp_path: Path) -> None:
     pauses = tmp_path / "pauses"
     changes = f"keeping.Keeper.pause = lambda _, seconds: open({str(pauses)!r}, 'a').write(f'{{seconds:.1f}} ')"
-    with made(tmp_path, DIES, most=10, changes=changes) as kept:
+    with closing(Kept(tmp_path, DIES, most=10, changes=changes)) as kept:
         wait_for("it gives up", lambda: kept.state.exists() and kept.state.read_text())
         assert kept.begun() == 10
         assert pauses.read_text().split() == ["0.1", "0.2", "0.4", "0.8", "1.6", "3.2", "5.0", "5.0"]
