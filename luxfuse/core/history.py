@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from luxfuse.core.histogram import Histogram
+from luxfuse.types import TIERS
 
 RATES = {
     "memory": ("reads", "memory_bytes"),
@@ -31,7 +32,7 @@ RATES = {
 LATENCIES = {"fuse": "fuse", "store": "understore"}
 """Sides whose percentiles are series: ``fuse_p50`` and so on, in seconds, of all kinds of requests together."""
 PERCENTILES = (50, 95, 99)
-LEVELS = ("dirty_bytes", "dirty_files", "cached_bytes", "memory_bytes")
+LEVELS = ("dirty_bytes", "dirty_files", *(f"cached_{tier}" for tier in TIERS), "memory_bytes")
 SERIES = (*RATES, *(f"{side}_p{percent}" for side in LATENCIES for percent in PERCENTILES), *LEVELS)
 
 
@@ -78,8 +79,8 @@ class Ring:
         for now, then in zip(counters.latencies, before.latencies, strict=True):
             recent = now.since(then)
             sample.extend(_rounded(recent.quantile(percent / 100) or 0.0) for percent in PERCENTILES)
-        cached = sum(tier["used_bytes"] for tier in status["tiers"])
-        sample.extend((status["dirty"]["bytes"], status["dirty"]["files"], cached, status["memory_bytes"]))
+        cached = [sum(each["used_bytes"] for each in status["tiers"] if each["name"] == tier) for tier in TIERS]
+        sample.extend((status["dirty"]["bytes"], status["dirty"]["files"], *cached, status["memory_bytes"]))
         self._samples.append(sample)
 
     def document(self) -> dict[str, object]:

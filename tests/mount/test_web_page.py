@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import re
-import shutil
 import socket
-import subprocess
 import urllib.error
 import urllib.request
 from collections.abc import Callable
@@ -16,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from tests.support import browser
+from tests.support.browser import Browser
 from tests.support.fast_s3 import FastS3
 from tests.support.mounted import PATIENCE_S, Mount, Mounts, wait_for
 
@@ -69,20 +68,22 @@ def test_what_a_mount_shows(mount: Mount, tmp_path: Path) -> None:
     in_a_browser(url, mount, tmp_path)
 
 
-def in_a_browser(url: str, mount: Mount, tmp_path: Path) -> None:
-    chromium = shutil.which("chromium-headless-shell") or shutil.which("chromium")
-    if chromium is None:
-        pytest.skip("chromium is not installed (Debian: chromium-headless-shell, or chromium)")
-    command = [
-        chromium, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}/profile",
-        "--enable-logging=stderr", "--virtual-time-budget=4000", "--window-size=390,2400", "--dump-dom", url,
-    ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=True)
-    assert f"<title>{mount.path} · luxfuse</title>" in done.stdout
-    assert re.search(r'<span id="state" class="state serving">serving</span>', done.stdout)
-    assert str(mount.cache) in done.stdout
-    assert len(re.findall("<polyline", done.stdout)) >= 8
-    assert not re.findall(r"Refused to|Uncaught|CONSOLE.*[Ee]rror", done.stderr)
+def in_a_browser(url: str, mount: Mount, directory: Path) -> None:
+    """What it shows of a mount that has everything is in `tests/unit/daemon/test_page_in_browser.py`."""
+    if reason := browser.missing():
+        pytest.skip(reason)
+    chromium = Browser(directory)
+    try:
+        chromium.show(url, width=390, touch=True)
+        chromium.until("document.body.dataset.ready")
+        assert chromium.evaluate("document.title") == f"{mount.path} · luxfuse"
+        assert chromium.evaluate("document.querySelector('#state').className") == "state serving"
+        assert str(mount.cache) in chromium.evaluate("document.querySelector('#tiers').innerText")
+        assert "images/two.jpg" in chromium.evaluate("document.querySelector('#files').innerText")
+        assert chromium.evaluate("document.querySelectorAll('polyline').length") >= 8
+        assert chromium.complaints == []
+    finally:
+        chromium.close()
 
 
 def test_a_token_is_asked_for(s3: FastS3, bucket: str, mounting: Mounts, tmp_path: Path) -> None:

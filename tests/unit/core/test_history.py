@@ -32,6 +32,17 @@ def test_rates_are_of_the_time_that_passed() -> None:
     assert set(LEVELS) <= set(SERIES)
 
 
+def test_what_is_cached_is_told_by_tier() -> None:
+    ring = Ring(2.0, 10)
+    tiers = [{"name": name, "used_bytes": used} for name, used in (("ssd", 5), ("hdd", 7), ("ssd", 6))]
+    for second in (0.0, 2.0):
+        ring.feed(second, second, {**status(), "tiers": tiers})
+    series: Any = ring.document()["series"]
+    assert {name: series[name] for name in series if name.startswith("cached_")} == {
+        "cached_mem": (0.0,), "cached_ssd": (11.0,), "cached_hdd": (7.0,)
+    }  # fmt: skip
+
+
 def test_percentiles_are_of_what_came_since() -> None:
     ring = Ring(2.0, 10)
     for second in (0.0, 2.0):
