@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import ftplib
 import os
+import socket
 import ssl
 from collections.abc import Iterator
 from typing import Any
@@ -32,7 +33,6 @@ _UNAVAILABLE = ("ServiceRequestError", "ServiceResponseError", "EndpointConnecti
                 "HTTPClientError", "ClientError", "TransportError")  # fmt: skip
 _BROKEN_BODIES = ("ClientPayloadError", "IncompleteReadError")  # their causes look like "400 Bad Request"
 _UNREADABLE = ("DeserializationError", "JSONDecodeError")  # of Azure and Google
-_REASONS = {"gaierror": "the host's name does not resolve", "NoValidConnectionsError": "Connection refused"}
 _DENIED_ERRNOS = (errno.EACCES, errno.EPERM)
 _CLASS_OF_ERRNO = {errno.ENOSPC: StoreFull, errno.EDQUOT: QuotaExceeded, errno.EROFS: ReadOnlyStore}
 _MISSING_ERRNOS = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP)
@@ -108,9 +108,25 @@ def _without_status(exc: BaseException, what: str, family: str, bucket_level: bo
     if isinstance(exc, ValueError | TypeError | NotImplementedError):
         return StoreRejected(f"{what}: the driver refuses this ({kind})")
     broken = isinstance(exc, OSError | EOFError) or names & set(_UNAVAILABLE)
-    reason = os.strerror(number) if isinstance(exc, OSError) and number and number > 0 else kind
-    reason = _REASONS.get(reason, reason)
+    reason = _origin_of(exc) or (os.strerror(number) if isinstance(exc, OSError) and number and number > 0 else kind)
     return StoreUnavailable(f"{what}: the connection or the device failed ({reason})" if broken else f"{what}: {kind}")
+
+
+def _origin_of(exc: BaseException) -> str:
+    """Return why there is no connection, if what a library has made of it goes back to that; else ""."""
+    link: BaseException | None = exc
+    for _ in range(16):
+        if link is None:
+            break
+        if isinstance(link, socket.gaierror):
+            return "the host's name does not resolve"
+        if isinstance(link, ConnectionRefusedError) or type(link).__name__ == "NoValidConnectionsError":
+            return "Connection refused"
+        if isinstance(link, TimeoutError):
+            return "timed out"
+        inner = link.__cause__ or next((each for each in link.args if isinstance(each, BaseException)), None)
+        link = inner or (None if link.__suppress_context__ else link.__context__)
+    return ""
 
 
 def _of_ftp(exc: ftplib.Error, what: str, bucket_level: bool) -> StoreError:
