@@ -26,12 +26,16 @@ from luxfuse.understore.generic.driver import FsspecDriver
 from luxfuse.understore.library_failures import failure
 from luxfuse.understore.metadata import checked_metadata
 from luxfuse.understore.properties import Properties, type_for
+from luxfuse.understore.reach import READ_TIMEOUT_S
 from luxfuse.understore.times import to_ns
 
 WHOLE_BYTES = 16 << 20
 """Larger files go up in pieces of this size, a multiple of 256 KiB."""
 
 DELETES_AT_ONCE = 16
+PATIENCE = 4
+"""A request that writes gets so many times the deadline of another one."""
+
 ABILITIES = Abilities(metadata=True, conditional=False, multipart=False, part_copy=False, hierarchical=False, in_order=True)
 
 
@@ -57,7 +61,9 @@ class GcsDriver(FsspecDriver):
         return self._described(self._item(key))
 
     def _item(self, key: str) -> dict[str, Any]:
-        item: dict[str, Any] = self._call(f"HEAD {key!r}", "GET", "b/{}/o/{}", self._bucket, self._prefix + key)
+        limit_s = min(READ_TIMEOUT_S, self._timeout_s)
+        what, path = f"HEAD {key!r}", ("b/{}/o/{}", self._bucket, self._prefix + key)
+        item: dict[str, Any] = self._call(what, "GET", *path, limit_s=limit_s)
         return item
 
     def examine(self, key: str, *, whole: bool = True) -> Properties:
@@ -229,7 +235,10 @@ class GcsDriver(FsspecDriver):
 
             await asyncio.gather(*map(delete, keys))
 
-        sync(self._fs.loop, delete_all)
+        try:
+            sync(self._fs.loop, delete_all, timeout=PATIENCE * self._timeout_s)
+        except Exception as exc:  # noqa: BLE001
+            raise self._failure(exc, f"DELETE of {len(keys)} keys") from None
         if len(keys) == 1 and failures and failures[keys[0]].retryable:
             raise failures[keys[0]] from None
         return failures
@@ -242,11 +251,14 @@ class GcsDriver(FsspecDriver):
         *names: str,
         bucket_level: bool = False,
         json_out: bool = True,
+        limit_s: float = 0.0,
         **arguments: Any,
     ) -> Any:
+        """Make a request, for which gcsfs would wait without end: ``limit_s``, else as long as one of its kind may take."""
+        limit_s = limit_s or (1 if method == "GET" else PATIENCE) * self._timeout_s
         given = {name: value for name, value in arguments.items() if value is not None}
         try:
-            return sync(self._fs.loop, self._fs._call, method, path, *names, json_out=json_out, **given)
+            return sync(self._fs.loop, self._fs._call, method, path, *names, timeout=limit_s, json_out=json_out, **given)
         except Exception as exc:  # noqa: BLE001
             raise self._failure(exc, what, bucket_level=bucket_level) from None
 

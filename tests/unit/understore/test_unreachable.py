@@ -59,9 +59,11 @@ def test_unknown_hosts(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "the host's name does not resolve" in reason(kind, "store.invalid:9")
 
 
-@pytest.mark.parametrize("kind", ["s3", "webdav", "http"])
-def test_silence(kind: str, address: str) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_silence(kind: str) -> None:
+    """No thread hangs in a driver for longer than the time-outs of its own."""
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
-        assert "timed out" in reason(kind, f"127.0.0.1:{silent.getsockname()[1]}", 1.0)
+        told = reason(kind, f"127.0.0.1:{silent.getsockname()[1]}", 1.0)
+        assert "timed out" in told or kind == "sftp"  # whose library tells one error of all that is no SSH
