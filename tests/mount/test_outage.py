@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
 import pytest
 
 from luxfuse.control.client import ControlClient
 from luxfuse.understore.submissions import PROBE_KEY
 from tests.support.fast_s3 import FastS3
 from tests.support.fault_proxy import FaultProxy, Request
-from tests.support.mounted import PATIENCE_S, Mount, Mounts, content, digest, put, wait_for
+from tests.support.front import certificate_authority, front
+from tests.support.mounted import AWAY, PATIENCE_S, Mount, Mounts, content, digest, put, wait_for
+from tests.support.relay import relay
+from tests.support.resolving import HOST, resolver
 
 DATA = content("outage", 100_000)
 TTLS = ("--metadata-ttl", "200ms", "--negative-ttl", "0s")
@@ -79,6 +87,64 @@ def test_an_outage_is_waited_for_once(mount: Mount, proxy: FaultProxy, way: str,
     wait_for("it says so", lambda: mount.status()["state"] == "serving")
     assert mount.log().count("cannot be reached: ") == mount.log().count("answers again, after ") == 1
     assert mount.status()["understore"]["outages"] == 1
+
+
+def goes_and_comes_back(
+    mount: Mount, name: str, cause: str, break_it: Callable[[], object], mend: Callable[[], object]
+) -> None:
+    outages = mount.status()["understore"]["outages"]
+    break_it()
+    assert mount.error("file", f"{mount.path}/d/{name}") == "EIO"
+    wait_for("it is away", lambda: mount.status()["understore"]["outages"] > outages)
+    assert mount.read("d/cached") == digest(DATA)
+    told = re.findall(r"cannot be reached: (.*?); what is cached", mount.log())[outages:]
+    assert cause in " ".join(told)
+    probes = mount.status()["understore"]["probes"]
+    wait_for("it is probed", lambda: mount.status()["understore"]["probes"] > probes)
+    assert mount.status()["understore"]["state"] == "unreachable"
+    mend()
+    wait_for("it is found again though nobody asks", lambda: mount.status()["understore"]["state"] == "ok")
+    assert mount.read(f"d/{name}") == digest(DATA)
+
+
+def test_tls_that_fails_is_an_outage(mounting: Mounts, s3: FastS3, bucket: str, fill, tmp_path: Path) -> None:
+    """Another certificate is served under a live mount, and then none: both end, and what is in between is told."""
+    fill({f"d/{name}": DATA for name in ("cached", "remote", "other")})
+    right, wrong = (certificate_authority(tmp_path, name) for name in ("right", "wrong"))
+    with (
+        front(s3.endpoint, certificate=right.server) as url,
+        front(s3.endpoint, certificate=wrong.server) as stranger,
+        relay(url) as way,
+    ):
+        mount = mounting(
+            f"s3://{bucket}", "--storage-option", f"verify={right.bundle}", endpoint_url=way.url,
+            options={"request_timeout": "4s"}, expected_logs=[AWAY],
+        )  # fmt: skip
+        assert mount.read("d/cached") == digest(DATA)
+        for name, leads_to, cause in (("remote", stranger, "certificate is not trusted"), ("other", None, "connection")):
+            goes_and_comes_back(mount, name, cause, partial(way.lead_to, leads_to), partial(way.lead_to, url))
+        assert mount.unmount().returncode == 0
+
+
+def test_a_name_that_stops_resolving_is_an_outage(
+    mounting: Mounts, proxy: FaultProxy, bucket: str, fill, tmp_path: Path
+) -> None:
+    """Without the requests in C, whose library remembers for a minute what it has resolved."""
+    fill({f"d/{name}": DATA for name in ("cached", "remote")})
+    resolving = resolver(tmp_path)
+    resolving.switch.touch()
+    mount = mounting(
+        f"s3://{bucket}", endpoint_url=f"http://{HOST}:{proxy.port}", forked=False, environment=resolving.environment,
+        options={"request_timeout": "4s", "dataplane": "off"}, expected_logs=[AWAY],
+    )  # fmt: skip
+    assert mount.read("d/cached") == digest(DATA)
+
+    def stop() -> None:
+        resolving.switch.unlink()
+        proxy.outage(True)  # what is connected needs no name
+        proxy.outage(False)
+
+    goes_and_comes_back(mount, "remote", "the endpoint's name does not resolve", stop, resolving.switch.touch)
 
 
 def test_a_dead_store_does_not_hold_up_a_live_one(mount: Mount, proxy: FaultProxy, s3: FastS3) -> None:
