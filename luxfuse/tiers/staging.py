@@ -26,7 +26,7 @@ from pathlib import Path
 
 from luxfuse.core.spans import page_count
 from luxfuse.durable import sync_directory
-from luxfuse.tiers.directory import CacheDirectory, write_all
+from luxfuse.tiers.directory import CacheDirectory, fallocate, write_all
 from luxfuse.types import PAGE_BYTES
 
 SPARES = 32
@@ -336,6 +336,14 @@ def _stored(staging: Path) -> Iterator[int]:
     for entry in os.scandir(staging):
         if _ID.fullmatch(entry.name):
             yield int(entry.name, 16)
+
+
+def allocate(fd: int, mode: int, offset: int, length: int) -> None:
+    """As `fallocate`, and where the file system cannot reserve (``mode`` 0), write zeros. Raises OSError."""
+    if mode == 0:
+        os.posix_fallocate(fd, offset, length)
+    else:
+        fallocate(fd, mode, offset, length)
 
 
 def _identity(st: os.stat_result) -> tuple[int, int]:

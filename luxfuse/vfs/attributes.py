@@ -193,6 +193,12 @@ def with_times(entry: Entry, mtime_ns: int | None = None) -> Attributes:
     )
 
 
+def without_set_id(mode: int) -> int:
+    """Return permissions as a write by somebody without privileges leaves them."""
+    mode &= ~stat.S_ISUID
+    return mode & ~stat.S_ISGID if mode & stat.S_IXGRP else mode
+
+
 def stat_of(entry: Entry, defaults: Defaults, ttl_s: float) -> Stat:
     """Return the attributes of an entry."""
     known = entry.attributes or NOTHING_SAID

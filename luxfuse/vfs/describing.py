@@ -11,7 +11,15 @@ from luxfuse.index.entries import Attributes, Entry
 from luxfuse.index.names import ROOT_INODE
 from luxfuse.steps import reached
 from luxfuse.types import Kind
-from luxfuse.vfs.attributes import XATTRS_MOST_BYTES, AttributeChanges, Caller, now_ns, to_metadata, with_times
+from luxfuse.vfs.attributes import (
+    XATTRS_MOST_BYTES,
+    AttributeChanges,
+    Caller,
+    now_ns,
+    to_metadata,
+    with_times,
+    without_set_id,
+)
 from luxfuse.vfs.descriptions import Descriptions
 from luxfuse.vfs.dirty import Dirty, DirtyEntries
 from luxfuse.vfs.errors import IsADirectory, TooManyAttributes
@@ -20,7 +28,7 @@ from luxfuse.vfs.notes import Notes
 from luxfuse.vfs.publishing import Publisher
 from luxfuse.vfs.tree import Tree
 from luxfuse.vfs.writeback import WriteBack
-from luxfuse.vfs.writer import Writer, without_set_id
+from luxfuse.vfs.writer import Writer
 
 
 class Describing:

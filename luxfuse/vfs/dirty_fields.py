@@ -98,8 +98,8 @@ class Stored:
         self.kept_s = now_s
 
     def replaced_by(self, version: str) -> None:
-        """Somebody else's version is under the key: its properties are not known."""
-        self.expect, self.kept_s = version, -math.inf
+        """Somebody else's version is under the key, whatever was removed there: its properties are not known."""
+        self.expect, self.kept_s, self.doomed = version, -math.inf, False
 
 
 @dataclass(slots=True)

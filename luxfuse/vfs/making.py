@@ -73,11 +73,8 @@ class Making:
                 await self._room.wait(0)
                 dirty, entry = self._create(parent, name, mode, caller)
                 if writing:
-                    return self._writer.open_new(dirty, entry), entry
-                handle = self._files.open_staged(dirty, entry)
-                with trio.CancelScope(shield=True):  # it is made: an interrupted caller would not know
-                    await self._promises.sync(dirty)
-                return handle, self._tree.entry(dirty.inode)
+                    return self._open_new(dirty, entry), entry
+                return await self._open_new_for_reading(dirty), self._tree.entry(dirty.inode)
         if flags & os.O_EXCL:
             raise Exists(f"{name!r} exists")
         if found.kind is Kind.DIRECTORY:
@@ -98,8 +95,27 @@ class Making:
             self._namespace.known(parent, name)
         except NoSuchName:
             dirty, entry = self._create(parent, name, mode, caller)
-            return self._writer.open_new(dirty, entry), entry
+            return self._open_new(dirty, entry), entry
         return None
+
+    def _open_new(self, dirty: Dirty, entry: Entry) -> int:
+        try:
+            return self._writer.open_new(dirty, entry)
+        except BaseException:
+            self.undo(dirty)
+            raise
+
+    async def _open_new_for_reading(self, dirty: Dirty) -> int:
+        dirty.opened()  # until it is open, it stays as it is
+        try:
+            with trio.CancelScope(shield=True):  # it is made: an interrupted caller would not know
+                await self._promises.sync(dirty)
+            return self._files.open_staged(dirty, self._tree.entry(dirty.inode))
+        except BaseException:
+            self.undo(dirty)
+            raise
+        finally:
+            self._promises.closed(dirty)
 
     def _create(self, parent: int, name: bytes, mode: int, caller: Caller) -> tuple[Dirty, Entry]:
         owned = self._owned(parent, mode, caller, Kind.FILE)
@@ -109,7 +125,11 @@ class Making:
         """Make an empty file with the attributes of another one. The caller has the turn of the name."""
         key = self._tree.new_key(parent, name, Kind.FILE)
         dirty, entry = self._make(parent, name, Kind.FILE, attributes, key)
-        self._writer.stage_new(dirty, entry)
+        try:
+            self._writer.stage_new(dirty, entry)
+        except BaseException:
+            self.undo(dirty)
+            raise
         return dirty, entry
 
     async def mkdir(self, parent: int, name: bytes, mode: int, caller: Caller) -> Entry:
@@ -145,8 +165,12 @@ class Making:
             key = self._tree.new_key(parent, name, kind)
             attributes = msgspec.structs.replace(self._owned(parent, mode, caller, kind), rdev=rdev)
             dirty, _ = self._make(parent, name, kind, attributes, key, len(target))
-            dirty.made(target)
-            self._notes.note(dirty, target or None)
+            try:
+                dirty.made(target)
+                self._notes.note(dirty, target or None)
+            except BaseException:
+                self.undo(dirty)
+                raise
             reached("make.noted")
         if self._tree.is_through(key) and kind is not Kind.SPECIAL:
             try:
@@ -163,8 +187,6 @@ class Making:
         self, parent: int, name: bytes, kind: Kind, attributes: Attributes, key: str, size: int = 0
     ) -> tuple[Dirty, Entry]:
         """Make a name and hold it; returns its dirty state, which the store does not have, and its entry."""
-        # What the store does not get takes no object's place: one that was removed here still has to go.
-        left = self._deletes.reuse(key) if kind is not Kind.SPECIAL else NOTHING_LEFT
         entry = self._names.create(
             parent,
             name,
@@ -175,6 +197,8 @@ class Making:
             checked_s=self._namespace.now_s(),
             also=self._tree.touched(parent),
         )
+        # What the store does not get takes no object's place: one that was removed here still has to go.
+        left = self._deletes.reuse(key) if kind is not Kind.SPECIAL else NOTHING_LEFT
         dirty = self._notes.mark(entry, key, left.version, (parent, name))
         if left != NOTHING_LEFT:
             dirty.stored.lies_over(left.sent)
@@ -199,14 +223,23 @@ class Making:
         return Attributes(mode=mode, uid=caller.uid, gid=gid, mtime_ns=now, atime_ns=now, ctime_ns=now)
 
     def undo(self, dirty: Dirty) -> None:
-        """The store refused a new file: take its name away, as if it had never been there."""
+        """What was made cannot be kept: take its name away, as if it had never been there.
+
+        An object that was removed here before, and that it was to replace, is to be removed again.
+        """
         if dirty.place is None:
             return
-        parent, name = dirty.place
+        parent, name = place = dirty.place
         entry = self._tree.entry(dirty.inode)
+        version, unheard = self._tree.version_in_store(entry), self._tree.unheard(entry)
+        lies_over_removed = dirty.stored.doomed
         self._publisher.orphan(dirty, entry)
         self._names.erase(parent, name)
-        self._namespace.settle(None, parent, name)
+        if lies_over_removed:
+            self._namespace.hold(None, *place)
+            self._deletes.later(dirty.key, place, version, unheard=unheard)
+        else:
+            self._namespace.settle(None, *place)
 
     def make_whiteout(self, place: tuple[int, bytes]) -> None:
         """Give a name that is free a whiteout, and note it: a character device 0/0, which tells overlayfs of a removal."""

@@ -110,7 +110,7 @@ class Publisher:
             self._writeback.schedule(dirty)
             return
         if dirty.source is None:
-            self._finish(dirty)
+            self.finish(dirty)
         elif self._kernel.hands_over and self._may_be_mapped(dirty):
             if dirty not in self._mapped:
                 self._mapped.add(dirty)
@@ -118,7 +118,7 @@ class Publisher:
         elif (keep := self._can_keep(dirty)) or self._files.backings.retire_idle(dirty.inode):
             reached("publish.begun")
             if self._put_back(dirty, keep=keep):
-                self._finish(dirty)
+                self.finish(dirty)
         else:
             self._mapped.add(dirty)  # its readers in passthrough keep its file: later writers must write to that one
 
@@ -184,7 +184,8 @@ class Publisher:
             self._nursery.start_soon(self._uploader.parts.give_up_open, source)
         return True
 
-    def _finish(self, dirty: Dirty) -> None:
+    def finish(self, dirty: Dirty) -> None:
+        """End the dirty state: the store has all of it, or there is nothing of it. What holds its content is gone."""
         self._mapped.discard(dirty)
         self._journal.drop_file(dirty.number)
         reached("publish.dropped")

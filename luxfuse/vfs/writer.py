@@ -17,7 +17,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import stat as stat_module
 from collections.abc import Iterator
 
 import msgspec
@@ -25,15 +24,17 @@ import trio
 
 from luxfuse.cache.cached import CachedObject
 from luxfuse.cache.page_cache import PageCache
+from luxfuse.cache.space import Space
 from luxfuse.cache.staged import StagedBytes
 from luxfuse.cache.upload_source import OldObject, Source
+from luxfuse.durable import copy_with_times
 from luxfuse.errors import NotFound, VersionChanged
 from luxfuse.index.entries import Attributes, Entry
 from luxfuse.steps import reached
-from luxfuse.tiers.directory import FALLOC_KEEP_SIZE, FALLOC_PUNCH_HOLE, fallocate
-from luxfuse.tiers.staging import Staging
+from luxfuse.tiers.directory import FALLOC_KEEP_SIZE, FALLOC_PUNCH_HOLE
+from luxfuse.tiers.staging import Staging, allocate
 from luxfuse.types import Buffer, Kind, WriteMode
-from luxfuse.vfs.attributes import Caller, now_ns, with_times
+from luxfuse.vfs.attributes import Caller, now_ns, with_times, without_set_id
 from luxfuse.vfs.descriptions import Descriptions
 from luxfuse.vfs.dirty import Dirty, DirtyEntries
 from luxfuse.vfs.early import EARLY_BYTES, EarlyUploads
@@ -54,7 +55,6 @@ log = logging.getLogger(__name__)
 WATCH_INTERVAL_S = 0.1
 MAPPED_INTERVAL_S = 1.0
 IO_THREADS = 16
-_COPY_BYTES = 64 << 20
 
 
 class Writer:
@@ -202,11 +202,8 @@ class Writer:
         entry = self._is_current(inode, key)
         if entry is None or (unchanged and entry.size):
             return None
-        dirty = self._make_dirty(entry, key)
-        if not unchanged and dirty.closed:  # its attributes are promised: until it is closed, with the object's content
-            dirty.withdraw()
-            dirty.empties()
-        self.stage_new(dirty, self._notes.entry(dirty), unchanged=entry if unchanged else None)
+        with self._made_dirty(entry, key) as dirty:
+            self.stage_new(dirty, self._notes.entry(dirty), unchanged=entry if unchanged else None)
         return dirty
 
     def _begin_with(self, inode: int, key: str, shown: Entry, obj: CachedObject) -> Dirty | None:
@@ -222,7 +219,13 @@ class Writer:
             raise Busy(f"{key!r} is open, and no longer whole in the cache")
         if self._room.is_volatile(adopted) and self._notes.mode_of(key) is WriteMode.MUST_CACHE:
             raise Busy(f"{key!r} is open in a cache directory in memory, where nothing can be kept")
-        dirty = self._make_dirty(entry, key)
+        with self._made_dirty(entry, key) as dirty:
+            self._stage_over(dirty, entry, obj, adopted)
+        return dirty
+
+    def _stage_over(self, dirty: Dirty, entry: Entry, obj: CachedObject, adopted: Space | None) -> None:
+        """Give a file that has a cached object a staging file: the cache file, if it is adopted from its directory."""
+        key = dirty.key
         sums = {page: obj.pages.checksums[page] for page in range(obj.pages.total) if obj.pages.has(page)}
         old = OldObject(key, entry.version, entry.size, sums)
         if adopted is not None:
@@ -234,8 +237,7 @@ class Writer:
             dirty.adopt(sums)
             reached("begin.detached")
         else:
-            fd = self._new_staging_file(dirty)
-            os.ftruncate(fd, entry.size)
+            fd = self._new_staging_file(dirty, entry.size)
             base = self._cache.acquire(key, entry.version, entry.size)
             content = StagedBytes(
                 fd,
@@ -248,14 +250,20 @@ class Writer:
         self._stage(dirty, content, old, self._notes.entry(dirty), entry)
         if not content.complete:
             self._entries.note_partial(dirty)
-        return dirty
 
-    def _make_dirty(self, entry: Entry, key: str) -> Dirty:
-        """Return the inode's dirty entry, a new one if there is none; its name is held."""
+    @contextlib.contextmanager
+    def _made_dirty(self, entry: Entry, key: str) -> Iterator[Dirty]:
+        """The inode's dirty entry; its name is held. One that is made here ends again if it gets no staging file."""
         dirty = self._entries.get(entry.inode)
+        made = dirty is None
         if dirty is None:
             dirty = self._notes.mark(entry, key, entry.version)
-        return dirty
+        try:
+            yield dirty
+        except BaseException:
+            if made and dirty.source is None:
+                self._publisher.finish(dirty)
+            raise
 
     def _stage(
         self, dirty: Dirty, content: StagedBytes, old: OldObject | None, entry: Entry, unchanged: Entry | None
@@ -273,9 +281,19 @@ class Writer:
         self._notes.note(dirty, entry=entry)
         reached("begin.noted")
 
-    def _new_staging_file(self, dirty: Dirty) -> int:
+    def _new_staging_file(self, dirty: Dirty, size: int = 0) -> int:
         fd = self._staging.create(dirty.number)
         self._spares.look()
+        try:
+            if size:
+                os.ftruncate(fd, size)
+            else:
+                made_ns = now_ns()
+                os.utime(fd, ns=(made_ns, made_ns))  # a spare file was made long before
+        except BaseException:
+            os.close(fd)
+            self._staging.remove(dirty.number)
+            raise
         return fd
 
     def _set_times(self, dirty: Dirty, entry: Entry) -> None:
@@ -285,11 +303,12 @@ class Writer:
         os.utime(dirty.content.fd, ns=(atime_ns, mtime_ns))
 
     def stage_new(self, dirty: Dirty, entry: Entry, *, unchanged: Entry | None = None) -> None:
-        """Give a file, whose entry this is, an empty staging file."""
+        """Give a file, whose entry this is, an empty staging file. Raises OSError, and nothing has changed then."""
         fd, path = self._new_staging_file(dirty), self._staging.place_of(dirty.number)
         content = StagedBytes(fd, path, cache=self._cache, threads=self._threads)
-        made_ns = now_ns()
-        os.utime(fd, ns=(made_ns, made_ns))  # a spare file was made long before
+        if unchanged is None and dirty.closed:  # its attributes are promised: until it is closed, with the object's content
+            dirty.withdraw()
+            dirty.empties()
         self._stage(dirty, content, None, entry, unchanged)
 
     def open_new(self, dirty: Dirty, entry: Entry) -> int:
@@ -314,7 +333,7 @@ class Writer:
         content, new = source.content, target.content
         async with self._room.kept(target, content.size):
             with content.in_use(), new.in_use():
-                await self._threads.run(_copy_bytes, content.fd, new.fd)
+                await self._threads.run(copy_with_times, content.fd, new.fd)
         target.set_times()
 
     async def truncate(self, inode: int, size: int, dirty: Dirty | None) -> None:
@@ -344,7 +363,7 @@ class Writer:
             await content.truncate(offset + length)
         elif content.complete:
             with content.in_use():
-                await self._threads.run(_fallocate, content.fd, mode, offset, length)
+                await self._threads.run(allocate, content.fd, mode, offset, length)
 
     # -- set-user-ID
 
@@ -377,24 +396,3 @@ class Writer:
             if self._publisher.has_mapped and trio.current_time() - mapped_s > MAPPED_INTERVAL_S:
                 mapped_s = trio.current_time()
                 self._publisher.publish_mapped()
-
-
-def without_set_id(mode: int) -> int:
-    """Return permissions as a write by somebody without privileges leaves them."""
-    mode &= ~stat_module.S_ISUID
-    return mode & ~stat_module.S_ISGID if mode & stat_module.S_IXGRP else mode
-
-
-def _copy_bytes(source: int, target: int) -> None:
-    """Copy a file with its times."""
-    status, at = os.fstat(source), 0
-    while done := os.sendfile(target, source, at, _COPY_BYTES):
-        at += done
-    os.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns))
-
-
-def _fallocate(fd: int, mode: int, offset: int, length: int) -> None:
-    if mode == 0:
-        os.posix_fallocate(fd, offset, length)
-    else:
-        fallocate(fd, mode, offset, length)

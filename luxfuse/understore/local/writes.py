@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from luxfuse.durable import sync_directory
+from luxfuse.durable import copy_all, sync_directory
 from luxfuse.errors import BucketMissing, NotFound, StoreError
 from luxfuse.types import ABSENT, Buffer, ObjectInfo
 from luxfuse.understore.base import Abilities
@@ -25,7 +25,6 @@ from luxfuse.understore.library_failures import failure
 from luxfuse.understore.properties import Properties
 
 LEFT_BEHIND_S = 3600.0
-COPY_BYTES = 64 << 20
 ATTEMPTS = 10
 
 ABILITIES = Abilities(metadata=False, conditional=True, multipart=False, part_copy=False, hierarchical=True)
@@ -79,7 +78,7 @@ class LocalWrites(FsspecWrites):
         except OSError as exc:
             raise failure(exc, what) from None
         try:
-            return self._replace(key, what, lambda target: _copy_all(fd, target), expect)
+            return self._replace(key, what, lambda target: copy_all(fd, target), expect)
         finally:
             os.close(fd)
 
@@ -111,7 +110,7 @@ class LocalWrites(FsspecWrites):
                 return describe(target, status)
 
             def fill(new: int) -> None:
-                _copy_all(fd, new)
+                copy_all(fd, new)
                 require_version(version_of(os.fstat(fd)), found, what)
 
             return self._replace(target, what, fill, expect)
@@ -219,13 +218,6 @@ def version_of(status: os.stat_result) -> str:
 def describe(key: str, status: os.stat_result) -> ObjectInfo:
     """Return the `ObjectInfo` of a file."""
     return ObjectInfo(key, status.st_size, version_of(status), status.st_mtime_ns)
-
-
-def _copy_all(source: int, target: int) -> None:
-    """Copy a whole file in the kernel."""
-    at = 0
-    while done := os.sendfile(target, source, at, COPY_BYTES):
-        at += done
 
 
 def _keep_mode(path: str, fd: int) -> None:
