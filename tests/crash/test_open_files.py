@@ -18,8 +18,6 @@ from luxfuse.core import parts
 from luxfuse.errors import LuxError, StoreError
 from luxfuse.index.names import ROOT_INODE
 from luxfuse.vfs.attributes import AttributeChanges
-from luxfuse.vfs.dirty import Dirty
-from luxfuse.vfs.writer import Writer
 from tests.crash.lives import Killer, Tree, User, idle, placed, seen, tree_of
 from tests.support.fake_kernel import CALLER, ref_of
 from tests.support.fake_store import FakeStore
@@ -746,14 +744,14 @@ async def test_a_staging_file_that_was_just_begun_is_no_content(
         inode = await m.inode("f")
         await m.fs.setattr(inode, AttributeChanges(mode=0o600), None, CALLER)
         await m.journal.commit()
-        begin = Writer._new_staging_file
+        create = m.staging.create
 
-        def begun(writer: Writer, dirty: Dirty) -> int:
-            fd = begin(writer, dirty)
+        def begun(number: int) -> int:
+            fd = create(number)
             left.append(snapshot(m, tmp_path / "b"))
             return fd
 
-        monkeypatch.setattr(Writer, "_new_staging_file", begun)
+        monkeypatch.setattr(m.staging, "create", begun)
         handle = await m.kernel.open(m.fs, inode, flags)
         driver.release()
         await m.kernel.close(m.fs, handle)
