@@ -60,8 +60,9 @@ class Lives:
         return mounted(self._path / "first", self.driver, self._options(None), clean_end=False)
 
     async def kill(self, m: Mount) -> None:
-        """What there is at this instant is what the successor finds."""
+        """What there is at this instant is what the successor finds, the index too, as an estate has its trail."""
         await m.journal.commit()
+        await m.index.flush()
         self.driver = snapshot(m, self._path / "second")
         self._facts._values, self._found = {}, dict(self._facts._values)
 
