@@ -13,10 +13,12 @@ import pytest
 
 from luxfuse.control import metrics
 from luxfuse.control.client import ControlClient, DaemonRefused
+from luxfuse.control.status import Status
 from tests.support.collector import collecting
 from tests.support.fast_s3 import FastS3
 from tests.support.fault_proxy import FaultProxy
 from tests.support.mounted import Mount, Mounts, wait_for
+from tests.unit.control.samples import documented, fields
 
 SIZE = 100_000
 
@@ -147,6 +149,9 @@ def test_a_collector_of_opentelemetry_is_sent_what_the_metrics_say(bucket: str, 
     )  # fmt: skip
     assert set(sent) == {family.name for family in metrics.families(status)}
     assert sent["luxfuse_pid"].gauge.data_points[0].as_double == status["pid"]
+    varying = ("/node", "/peers", "/cluster", "/latency")
+    known = {path for path, _ in documented(Status) if not path.startswith(varying)}
+    assert {path for path in fields(status, Status) if not path.startswith(varying)} == known
 
 
 def test_slow_requests_are_logged_as_json(

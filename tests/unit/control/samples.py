@@ -1,6 +1,9 @@
-"""A status document with every documented field."""
+"""A status document with every documented field, and which these are."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, get_args, get_origin, get_type_hints, is_typeddict
 
 from luxfuse.control.status import PeerStatus, Status
 
@@ -66,12 +69,21 @@ def sample_status(mountpoint: str = "/mnt/bucket") -> Status:
             "retries": 2,
             "timeouts": 0,
             "in_flight": 1,
+            "outages": 1,
+            "probes": 4,
+            "refused": 9,
             "get_bytes": 1000,
             "put_bytes": 2000,
             "state": "ok",
         },
         "cache": {
             "objects": 9,
+            "pinned_bytes": 1 << 20,
+            "pins": 1,
+            "time_limits": 2,
+            "expired": 3,
+            "moved_up": 4,
+            "moved_down": 5,
             "evictions": 1,
             "evicted_bytes": 2,
             "checksum_failures": 0,
@@ -128,3 +140,31 @@ def sample_status(mountpoint: str = "/mnt/bucket") -> Status:
                     "copies_accepted": 7, "copies_refused": 2},
         "peers": [peer(1, "alive", 0.00042), peer(2, "suspect", 0.02), peer(3, "dead", None)],
     }  # fmt: skip
+
+
+def documented(kind: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The documented fields of a document, by their paths, with what they may be."""
+    parts = get_args(kind)
+    if is_typeddict(kind):
+        for name, inner in get_type_hints(kind).items():
+            yield from documented(inner, f"{prefix}/{name}")
+    elif any(is_typeddict(part) for part in parts):
+        for part in parts:
+            if is_typeddict(part):
+                yield from documented(part, f"{prefix}/*" if get_origin(kind) in (list, dict) else prefix)
+    else:
+        yield prefix, kind
+
+
+def fields(value: object, kind: Any, prefix: str = "") -> Iterator[str]:
+    """The fields that a document has, as `documented` calls them."""
+    inner = next((part for part in (kind, *get_args(kind)) if is_typeddict(part)), None)
+    if inner is None:
+        yield prefix
+    elif get_origin(kind) in (list, dict):
+        for each in value.values() if isinstance(value, dict) else value:  # type: ignore[attr-defined]
+            yield from fields(each, inner, f"{prefix}/*")
+    elif value is not None:
+        hints = get_type_hints(inner)
+        for name, each in value.items():  # type: ignore[attr-defined]
+            yield from fields(each, hints.get(name), f"{prefix}/{name}")

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, get_type_hints
+from typing import Any, get_args
 
 from prometheus_client.openmetrics import parser as openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
 from luxfuse.control import metrics
 from luxfuse.control.status import Status
-from tests.unit.control.samples import sample_status
+from tests.unit.control.samples import documented, fields, sample_status
+
+ELSEWHERE = ("latency", "volumes", "peers", "node")
+"""Parts of the status that are no plain numbers: histograms, counts by state, and what /metrics does not have."""
 
 
 def render(status: Any) -> str:
@@ -25,7 +28,19 @@ def samples(status: Any) -> dict[str, float]:
 
 
 def test_the_sample_has_every_documented_field() -> None:
-    assert set(sample_status()) == set(get_type_hints(Status))
+    assert set(fields(sample_status(), Status)) == {path for path, _ in documented(Status)}
+
+
+def test_every_documented_number_has_help_and_is_of_one_kind() -> None:
+    """A number without a line in the tables is exported all the same, as a gauge that explains itself by its name."""
+    numbers = {
+        path.strip("/").replace("tiers/*", "tier").replace("/", "_")
+        for path, kind in documented(Status)
+        if {kind, *get_args(kind)} & {int, float, bool} and path.split("/")[1] not in ELSEWHERE
+    }
+    known = [*metrics._COUNTERS, *metrics._GAUGES]
+    assert sorted(known) == sorted({*known}), "twice"
+    assert sorted({*known} - {"tier_ok"}) == sorted(numbers), "tier_ok is made of a tier's state"
 
 
 def test_every_number_is_there() -> None:
