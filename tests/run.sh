@@ -4,6 +4,6 @@
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/../examples/bootstrap.sh"
 bootstrap test nginx-light libnginx-mod-http-lua lua-filesystem e2fsprogs attr nodejs npm \
-    iproute2 nftables fio stress-ng dbench sqlite3 git rsync make openssh-server prometheus chromium-headless-shell
+    iproute2 nftables fio stress-ng dbench sqlite3 git rsync make openssh-server prometheus chromium-headless-shell systemd
 cd "$REPOSITORY"
 exec "$VENV/bin/python" -m pytest -n "$(($(nproc) * 2))" --maxprocesses=8 --dist loadfile --no-loadscope-reorder "$@"
