@@ -4,6 +4,7 @@
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/../examples/bootstrap.sh"
 bootstrap test nginx-light libnginx-mod-http-lua lua-filesystem e2fsprogs attr nodejs npm \
-    iproute2 nftables fio stress-ng dbench sqlite3 git rsync make openssh-server prometheus chromium-headless-shell systemd
+    iproute2 nftables fio stress-ng dbench sqlite3 git rsync make openssh-server prometheus systemd \
+    chromium-headless-shell
 cd "$REPOSITORY"
 exec "$VENV/bin/python" -m pytest -n "$(($(nproc) * 2))" --maxprocesses=8 --dist loadfile --no-loadscope-reorder "$@"
