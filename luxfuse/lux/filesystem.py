@@ -4,20 +4,32 @@ from __future__ import annotations
 
 import errno
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 import fsspec
-from fsspec.implementations.local import LocalFileSystem
+from fsspec.implementations.local import LocalFileOpener, LocalFileSystem
 from fsspec.spec import AbstractFileSystem
 
-from luxfuse.lux.routes import Route, Routes, account_of, place_of
+from luxfuse.lux.routes import Held, Routes, account_of, place_of
 
 T = TypeVar("T")
 _GONE = (errno.ENOTCONN, errno.ECONNABORTED)
 """What a mount answers whose daemon has died."""
 _ROOTED = ("file", "memory")
 """Protocols whose paths begin with a slash."""
+
+
+@dataclass(frozen=True, slots=True)
+class _At:
+    """The file system that has a path, what it is called there, and what is held of a mount if it is in one."""
+
+    fs: Any
+    inner: str
+    held: Held | None = None
 
 
 class LuxFileSystem(AbstractFileSystem):  # type: ignore[misc]
@@ -39,36 +51,50 @@ class LuxFileSystem(AbstractFileSystem):  # type: ignore[misc]
     def _store(self, protocol: str) -> Any:
         return self._local if protocol == "file" else fsspec.filesystem(protocol, **self._options)
 
-    def _at(self, path: str) -> tuple[Any, str, Route | None]:
-        """Return the file system that has a path, what it is called there, and the route to it if it is in a mount."""
+    @contextmanager
+    def _at(self, path: str) -> Iterator[_At]:
+        """Find what has a path, and hold it if that is a mount."""
         path = self._strip_protocol(path)
         protocol, _, rest = path.partition("/")
         if not protocol:
             raise FileNotFoundError(errno.ENOENT, "write lux://PROTOCOL/BUCKET/KEY, such as lux://s3/bucket/key", path)
         url = f"{protocol}://{rest}"
-        if self._routes is not None and (found := self._routes.find(*place_of(url), account_of(url))) is not None:
-            return self._local, found[1], found[0]
-        store = self._store(protocol)
-        return store, store._strip_protocol(f"{protocol}://{'/' if protocol in _ROOTED else ''}{rest}"), None
+        held = self._routes.hold(*place_of(url), account_of(url)) if self._routes is not None else None
+        if held is None:
+            store = self._store(protocol)
+            yield _At(store, store._strip_protocol(f"{protocol}://{'/' if protocol in _ROOTED else ''}{rest}"))
+            return
+        with held:
+            try:
+                yield _At(self._local, held.inner, held)
+            except OSError as exc:
+                held.name(exc)
+                raise
 
     def _do(self, path: str, call: Callable[[Any, str], T]) -> T:
+        """Call it on what has a path; see `_do_at`."""
+        return self._do_at(path, lambda at: call(at.fs, at.inner))
+
+    def _do_at(self, path: str, call: Callable[[_At], T]) -> T:
         """Call it on what has a path; once more on the store if its mount has just died."""
-        fs, inner, route = self._at(path)
+        mounted = False
         try:
-            return call(fs, inner)
+            with self._at(path) as at:
+                mounted = at.held is not None
+                return call(at)
         except OSError as exc:
-            if exc.errno not in _GONE or route is None or self._routes is None:
+            if exc.errno not in _GONE or not mounted or self._routes is None:
                 raise
             self._routes.forget()
-            fs, inner, route = self._at(path)
-            if route is not None:
-                raise
-            return call(fs, inner)
+            with self._at(path) as at:
+                if at.held is not None:
+                    raise
+                return call(at)
 
     def in_mount(self, path: str) -> str | None:
         """Return the path in a mount of this machine that is used for ``path``; None if the store is asked for it."""
-        _, inner, route = self._at(path)
-        return inner if route is not None else None
+        with self._at(path) as at:
+            return at.held.path if at.held is not None else None
 
     @classmethod
     def _strip_protocol(cls, path: Any) -> Any:
@@ -153,14 +179,18 @@ class LuxFileSystem(AbstractFileSystem):  # type: ignore[misc]
     # -- content
 
     def _open(self, path: str, mode: str = "rb", block_size: int | None = None, **kwargs: Any) -> Any:
-        def opened(fs: Any, inner: str) -> Any:
-            if fs is self._local:
-                kept = {name: value for name, value in kwargs.items() if name in ("autocommit", "compression")}
-                return fs._open(inner, mode, block_size=block_size, **kept)
-            sized = {} if block_size is None else {"block_size": block_size}
-            return fs.open(inner, mode, **sized, **{n: v for n, v in kwargs.items() if v is not None})
+        def opened(at: _At) -> Any:
+            if at.fs is not self._local:
+                sized = {} if block_size is None else {"block_size": block_size}
+                return at.fs.open(at.inner, mode, **sized, **{n: v for n, v in kwargs.items() if v is not None})
+            kept = {name: value for name, value in kwargs.items() if name in ("autocommit", "compression")}
+            if at.held is None:
+                return self._local._open(at.inner, mode, block_size=block_size, **kept)
+            if kept.get("autocommit", True) or "w" not in mode:
+                return _named_as(at.held.path, self._local._open(at.inner, mode, block_size=block_size, **kept))
+            return _Aside(self, path, at.held.path, mode, **kept)
 
-        return self._do(path, opened)
+        return self._do_at(path, opened)
 
     def cat_file(self, path: str, start: int | None = None, end: int | None = None, **kwargs: Any) -> bytes:
         """Return the bytes of a file, or some of them."""
@@ -184,23 +214,25 @@ class LuxFileSystem(AbstractFileSystem):  # type: ignore[misc]
 
     def cp_file(self, path1: str, path2: str, **kwargs: Any) -> None:
         """Copy a file, inside the store where both are there."""
-        (one, inner1, _), (other, inner2, _) = self._at(path1), self._at(path2)
-        if one is other:
-            one.cp_file(inner1, inner2, **kwargs)
-        elif one.isdir(inner1):
-            other.makedirs(inner2, exist_ok=True)
-        else:
-            with one.open(inner1, "rb") as source, other.open(inner2, "wb") as target:
-                shutil.copyfileobj(source, target, 1 << 20)
+        with self._at(path1) as one, self._at(path2) as other:
+            if one.fs is other.fs:
+                one.fs.cp_file(one.inner, other.inner, **kwargs)
+            elif one.fs.isdir(one.inner):
+                other.fs.makedirs(other.inner, exist_ok=True)
+            else:
+                with one.fs.open(one.inner, "rb") as source, other.fs.open(other.inner, "wb") as target:
+                    shutil.copyfileobj(source, target, 1 << 20)
 
     def mv(self, path1: str, path2: str, recursive: bool = False, maxdepth: int | None = None, **kwargs: Any) -> None:
         """Move a file or directory."""
-        one, inner1, route1 = self._at(path1)
-        other, inner2, route2 = self._at(path2)
-        if one is other is self._local and route1 == route2:
-            one.mv(inner1, inner2, **kwargs)
-        else:
-            super().mv(path1, path2, recursive=recursive, maxdepth=maxdepth, **kwargs)
+        with self._at(path1) as one, self._at(path2) as other:
+            if one.held is not None and other.held is not None and one.held.route == other.held.route:
+                self._local.mv(one.inner, one.held.by_this(other.held.path), **kwargs)
+                return
+            if one.fs is other.fs is self._local and one.held is other.held is None:
+                self._local.mv(one.inner, other.inner, **kwargs)
+                return
+        super().mv(path1, path2, recursive=recursive, maxdepth=maxdepth, **kwargs)
 
     def rm_file(self, path: str) -> None:
         """Remove a file."""
@@ -218,3 +250,27 @@ class LuxFileSystem(AbstractFileSystem):  # type: ignore[misc]
                 raise PermissionError(errno.EPERM, "is no file, and not removed as a whole", each)
             else:
                 self._do(each, lambda fs, inner: fs.rm(inner, recursive=recursive))
+
+
+def _named_as(path: str, file: Any) -> Any:
+    """Let an open file have the path that users know, and not the one that it was opened by."""
+    file.path = path
+    raw = getattr(file.f, "raw", None)
+    if raw is not None:
+        raw.name = path
+    return file
+
+
+class _Aside(LocalFileOpener):  # type: ignore[misc]
+    """A file of a transaction: it goes to its place at the end of that, where it then is."""
+
+    def __init__(self, owner: LuxFileSystem, place: str, path: str, mode: str, **kwargs: Any) -> None:
+        """``place``: the path in ``owner``; ``path``: the one on this machine."""
+        self._owner, self._place = owner, place
+        super().__init__(path, mode, fs=owner._local, **kwargs)
+
+    def commit(self) -> None:
+        """Put the content where it belongs."""
+        self.f.close()
+        self._owner.put_file(self.temp, self._place)
+        Path(self.temp).unlink()

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from luxfuse.configuration.roots import state_root
 from luxfuse.control import registry
@@ -81,13 +82,72 @@ class Route:
             return None
         return f"{self.directory}/{inside}" if inside else self.directory
 
-    @property
-    def there(self) -> bool:
-        """Whether it is still mounted, as far as this process sees: else the path would be one of the disk below."""
+    def hold(self, path: str) -> Held | None:
+        """Hold the mount, for a local path in it; None if it is not mounted any more, as far as this process sees.
+
+        By its path, what is done after an unmount would be done to the disk below.
+        """
         try:
-            return os.stat(self.mountpoint).st_dev == self.device  # noqa: PTH116 (a look at a mountpoint, no more)
+            fd = os.open(self.mountpoint, os.O_PATH | os.O_DIRECTORY)
         except OSError:
-            return False
+            return None
+        held = Held(self, path, fd)
+        try:
+            if os.fstat(fd).st_dev == self.device:
+                return held
+        except OSError:
+            pass
+        held.close()
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A path in a mount that is held by a descriptor of its mountpoint. A context manager, which lets go."""
+
+    route: Route
+    path: str
+    """As users know it."""
+    fd: int
+
+    def __enter__(self) -> Held:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the mount."""
+        os.close(self.fd)
+
+    @property
+    def _root(self) -> str:
+        return f"/proc/self/fd/{self.fd}"
+
+    @property
+    def inner(self) -> str:
+        """The path by way of the descriptor: it leads into the mount, or nowhere."""
+        return self.by_this(self.path)
+
+    def by_this(self, path: str) -> str:
+        """Return another path in the mount by way of the descriptor. The mountpoint itself is no symbolic link there."""
+        return f"{self._root}{path[len(self.route.mountpoint.rstrip('/')) :] or '/.'}"
+
+    def name(self, error: OSError) -> None:
+        """Let an error name files as users know them."""
+        mountpoint = self.route.mountpoint.rstrip("/")
+
+        def named(text: Any) -> Any:
+            if not isinstance(text, str):
+                return text
+            return (
+                text.replace(f"{self._root}/.", mountpoint) if text.endswith("/.") else text.replace(self._root, mountpoint)
+            )
+
+        error.args = tuple(map(named, error.args))
+        for name in ("filename", "filename2"):
+            if (text := getattr(error, name)) is not None:
+                setattr(error, name, named(text))
 
 
 class Routes:
@@ -110,8 +170,8 @@ class Routes:
         """Look anew at once."""
         self._looked_s = -LOOK_S
 
-    def find(self, protocol: str, place: str, account: str = "") -> tuple[Route, str] | None:
-        """Return the route with the longest place above a path, and the path on this machine; None if there is none.
+    def hold(self, protocol: str, place: str, account: str = "") -> Held | None:
+        """Hold the mount with the longest place above a path; None if there is none.
 
         ``account``: of Azure, if the path names it: then it has to be the mount's.
         """
@@ -123,8 +183,8 @@ class Routes:
             if account and route.places.get("account_name") != account:
                 continue
             local = route.local(protocol, place)
-            if local is not None and route.there:
-                return route, local
+            if local is not None and (held := route.hold(local)) is not None:
+                return held
         return None
 
     def _look(self) -> Iterator[Route]:

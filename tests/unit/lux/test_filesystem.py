@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import pickle
+import re
 import subprocess
 import sys
 import tomllib
@@ -20,7 +21,7 @@ from luxfuse.control import registry
 from luxfuse.control.registry import MountRecord
 from luxfuse.fuse.mountpoint import FSTYPE, MountInfo
 from luxfuse.lux import LuxFileSystem
-from luxfuse.lux.routes import Routes, account_of, place_of
+from luxfuse.lux.routes import Held, Route, Routes, account_of, place_of
 from tests.support.abstract_suites import Suites
 
 ROOT = Path(__file__).parents[3]
@@ -99,6 +100,15 @@ def test_places(url: str, place: tuple[str, str]) -> None:
     assert place_of(url) == place
 
 
+def path_in(routes: Routes, *place: str) -> str | None:
+    """Return the path of a place in a mount."""
+    held = routes.hold(*place)
+    if held is None:
+        return None
+    with held:
+        return held.path
+
+
 @pytest.fixture
 def mounted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Path]:
     """Makes a directory pass for a mountpoint."""
@@ -135,7 +145,7 @@ def test_a_path_goes_through_the_mount_that_it_is_in(mounted: Callable[..., Path
     assert fs.ls("s3/bucket", detail=False) == ["s3/bucket/a"]
     fs.pipe("s3/bucket/new/b", b"made")  # as in a store, no directory has to be made
     assert (outer / "new/b").read_bytes() == b"made"
-    monkeypatch.setattr("luxfuse.lux.routes.Route.there", False)  # it was unmounted since: nothing goes to the disk below
+    monkeypatch.setattr(Route, "hold", lambda *_: None)  # it was unmounted since: nothing goes to the disk below
     assert fs.in_mount("lux://s3/bucket/a") is None
     assert LuxFileSystem(use_mount=False).in_mount("lux://s3/bucket/a") is None
 
@@ -146,21 +156,17 @@ def test_a_mount_of_another_place_is_another_bucket(mounted: Callable[..., Path]
         ({}, True), ({"endpoint_url": "https://minio"}, True), ({"endpoint_url": "https://other"}, False),
         ({"client_kwargs": {"endpoint_url": "https://other"}}, False), ({"account_name": "x"}, False),
     ):  # fmt: skip
-        assert (Routes(options).find("s3", "bucket/a") is not None) == expected, options
-    assert Routes({}).find("gs", "bucket/a") is None
-    found = Routes({}).find("s3", "bucket/a")
-    assert found is not None
-    assert found[1] == f"{path}/a"
+        assert (path_in(Routes(options), "s3", "bucket/a") is not None) == expected, options
+    assert path_in(Routes({}), "gs", "bucket/a") is None
+    assert path_in(Routes({}), "s3", "bucket/a") == f"{path}/a"
 
 
 def test_a_key_that_is_no_path_is_asked_of_the_store(mounted: Callable[..., Path]) -> None:
     """As a path it would be another file, of this machine even."""
     path = mounted("m", "s3://bucket/p")
     for key in ("../x", "a/../../../etc/passwd", "a//b", "./a", "a/.", "a/.."):
-        assert Routes({}).find("s3", f"bucket/p/{key}") is None, key
-    found = Routes({}).find("s3", "bucket/p/a/..b")
-    assert found is not None
-    assert found[1] == f"{path}/a/..b"
+        assert path_in(Routes({}), "s3", f"bucket/p/{key}") is None, key
+    assert path_in(Routes({}), "s3", "bucket/p/a/..b") == f"{path}/a/..b"
 
 
 def test_a_mount_of_another_account_is_another_container(mounted: Callable[..., Path]) -> None:
@@ -173,7 +179,7 @@ def test_a_mount_of_another_account_is_another_container(mounted: Callable[..., 
         ("az://d/x", {"connection_string": "AccountName=one;AccountKey=k=="}, False),
         ("abfs://d@one.dfs.core.windows.net/x", {}, False), ("az://d/x", {}, True),
     ):  # fmt: skip
-        assert (Routes(options).find(*place_of(url), account_of(url)) is not None) == expected, (url, options)
+        assert (path_in(Routes(options), *place_of(url), account_of(url)) is not None) == expected, (url, options)
 
 
 def test_what_an_attached_store_hides_is_not_taken_for_the_mounts_own(mounted: Callable[..., Path]) -> None:
@@ -187,9 +193,8 @@ def test_what_an_attached_store_hides_is_not_taken_for_the_mounts_own(mounted: C
         "bucket/x/other/f": None, "bucket/x/other": None, "bucket/x": None, "bucket/x/otherwise": f"{path}/x/otherwise",
         "second/p/f": f"{path}/x/other/f", "second/q": None,
     }.items():  # fmt: skip
-        found = routes.find("s3", place)
-        assert (found[1] if found else None) == expected, place
-    assert Routes({"endpoint_url": "https://else"}).find("s3", "second/p/f") is None
+        assert path_in(routes, "s3", place) == expected, place
+    assert path_in(Routes({"endpoint_url": "https://else"}), "s3", "second/p/f") is None
 
 
 def test_a_mount_that_dies_is_gone_around(mounted: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -203,9 +208,93 @@ def test_a_mount_that_dies_is_gone_around(mounted: Callable[..., Path], monkeypa
         raise OSError(107, "Transport endpoint is not connected")
 
     monkeypatch.setattr(fs._local, "cat_file", dead)
-    monkeypatch.setattr("luxfuse.lux.routes.Route.there", property(lambda _: alive[0]))
+    hold = Route.hold
+    monkeypatch.setattr(Route, "hold", lambda route, path: hold(route, path) if alive[0] else None)
     assert fs.cat_file("memory/bucket/a") == b"of the store"
     MemoryFileSystem.store.clear()
+
+
+def in_transaction(fs: LuxFileSystem) -> None:
+    with fs.transaction, fs.open("memory/bucket/new/a", "wb") as file:
+        file.write(b"new")
+
+
+CHANGES: dict[str, Callable[[LuxFileSystem], object]] = {
+    "pipe": lambda fs: fs.pipe_file("memory/bucket/new/a", b"new"),
+    "open": lambda fs: fs.open("memory/bucket/new/a", "wb").close(),
+    "append": lambda fs: fs.open("memory/bucket/old", "ab").close(),
+    "transaction": in_transaction,
+    "put": lambda fs: fs.put_file(__file__, "memory/bucket/new/a"),
+    "touch": lambda fs: fs.touch("memory/bucket/old"),
+    "makedirs": lambda fs: fs.makedirs("memory/bucket/new/a"),
+    "mkdir": lambda fs: fs.mkdir("memory/bucket/new"),
+    "rmdir": lambda fs: fs.rmdir("memory/bucket/empty"),
+    "copy": lambda fs: fs.cp_file("memory/bucket/old", "memory/bucket/new/a"),
+    "move": lambda fs: fs.mv("memory/bucket/old", "memory/bucket/new/a"),
+    "remove": lambda fs: fs.rm_file("memory/bucket/old"),
+    "remove all": lambda fs: fs.rm("memory/bucket/dir", recursive=True),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_an_unmount_just_before_a_change(mounted: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """What was begun goes on in the mount, and nothing is done to the disk below the mountpoint."""
+    path = mounted("m", "memory://bucket")
+    hidden, hold = path.with_name("hidden"), Route.hold
+
+    def fill(directory: Path) -> None:
+        (directory / "old").write_bytes(b"old")
+        (directory / "dir").mkdir()
+        (directory / "dir/x").touch()
+        (directory / "empty").mkdir()
+
+    def state(directory: Path) -> dict[str, tuple[bytes, int]]:
+        return {str(each.relative_to(directory)): (b"" if each.is_dir() else each.read_bytes(), each.stat().st_mtime_ns)
+                for each in directory.rglob("*")}  # fmt: skip
+
+    def unmounted(route: Route, local: str) -> Held | None:
+        if hidden.exists():
+            return None
+        held, looks[:] = hold(route, local), looks[1:]
+        if not looks:
+            path.rename(hidden)
+            path.mkdir()
+            fill(path)
+            below.update(state(path))
+        return held
+
+    below: dict[str, tuple[bytes, int]] = {}
+    looks = [1, 2] if name in ("copy", "move") else [1]
+    fill(path)
+    before = state(path)
+    monkeypatch.setattr(Route, "hold", unmounted)
+    CHANGES[name](LuxFileSystem(skip_instance_cache=True))
+    assert state(path) == below
+    assert (state(hidden) != before) == (name not in ("append", "transaction"))
+    assert MemoryFileSystem().exists("/bucket/new/a") == (name == "transaction")  # which ends in the store, then
+    MemoryFileSystem.store.clear()
+
+
+def test_files_have_their_own_names(mounted: Callable[..., Path]) -> None:
+    """And not those by which they are reached."""
+    path = mounted("m", "s3://bucket")
+    (path / "a").write_bytes(b"1")
+    fs = LuxFileSystem(skip_instance_cache=True)
+    with fs.open("s3/bucket/a") as file:
+        assert (file.path, file.name) == (f"{path}/a", f"{path}/a")
+    assert fs.info("s3/bucket")["type"] == "directory"
+    assert not fs.info("s3/bucket")["islink"]
+    with fs.transaction:
+        with fs.open("s3/bucket/d/b", "wb") as file:
+            file.write(b"2")
+        assert not (path / "d/b").exists()
+    assert fs.cat(["s3/bucket/a", "s3/bucket/d/b"]) == {"s3/bucket/a": b"1", "s3/bucket/d/b": b"2"}
+    with pytest.raises(FileNotFoundError, match=re.escape(f"'{path}/none'")):
+        fs.cat_file("s3/bucket/none")
+    with pytest.raises(FileExistsError, match=re.escape(f"{path}/d")):
+        fs.mkdir("s3/bucket/d")
+    with pytest.raises(OSError, match=re.escape(str(path))):
+        fs.rmdir("s3/bucket")
 
 
 def test_it_is_registered_and_imports_nothing_heavy() -> None:
