@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import importlib.util
 import logging
 import sys
 from collections.abc import Callable, Mapping
@@ -36,7 +37,7 @@ def open_driver(
     reread: Callable[[], Mapping[str, str]] | None = None,
     direct_gets: int = 0,
 ) -> UnderStore:
-    """Open ``source``: "auto" means obstore for S3, Azure and GCS if it knows all options, fsspec otherwise.
+    """Open ``source``; what the driver "auto" means is said by `_prefers_fsspec`, and obstore must know all options.
 
     ``reread`` returns the storage options as they are written now, for when the store refuses the credentials.
     ``direct_gets``: see `ObstoreDriver`. Makes no
@@ -92,7 +93,7 @@ def _open(
             source, endpoint_url=endpoint_url, storage_options=options, request_timeout_s=request_timeout_s, access=access
         )
 
-    if driver == "fsspec" or (driver == "auto" and family_of(source) is None):
+    if driver == "fsspec" or (driver == "auto" and _prefers_fsspec(source, options)):
         return open_fsspec_driver()
     if refusal := _refusal(source, options):
         if driver == "auto":
@@ -109,6 +110,20 @@ def _open(
         access=access,
         direct_gets=direct_gets,
     )
+
+
+def _prefers_fsspec(source: str, options: Mapping[str, str]) -> bool:
+    """Whether fsspec is the better driver: where obstore has none, and for Google where gcsfs is installed.
+
+    Of Google's storage obstore can neither make directories nor replace metadata, and is not told generations by listings.
+    """
+    if family_of(source) is None:
+        return True
+    if family_of(source) != "gs" or importlib.util.find_spec("gcsfs") is None:
+        return False
+    from luxfuse.understore.opening import knows_options
+
+    return knows_options(source, options)
 
 
 def _warn_of_unchecked_certificates(source: str, options: Mapping[str, str]) -> None:

@@ -117,6 +117,15 @@ def require_root(source: str) -> None:
         raise ConfigError(f"source {safe_url(source)!r}: {fault}; write PROTOCOL://HOST[:PORT]/PATH")
 
 
+def knows_options(source: str, options: Mapping[str, str]) -> bool:
+    """Whether the driver on fsspec heeds all ``options``."""
+    try:
+        refuse_unknown(source, family_of(source) or "", options, _translated(source), source.partition("://")[0])
+    except ConfigError:
+        return False
+    return True
+
+
 def open_filesystem(
     source: str,
     endpoint_url: str | None,

@@ -66,7 +66,9 @@ class Store(Calls):
 
     def is_conditional(self, expect: str | None) -> bool:
         """Whether the store itself compares the version that a write expects; a driver that looks before may be late."""
-        return expect is not None and self.abilities.conditional and (expect == ABSENT or expect.startswith('"'))
+        if expect is None or not self.abilities.conditional:
+            return False
+        return expect == ABSENT or expect.startswith('"') or expect.isdecimal()  # an ETag, or Google's generation
 
     async def probe(self) -> None:
         """Prove that bucket, endpoint and credentials work."""

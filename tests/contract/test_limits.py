@@ -33,7 +33,7 @@ ROWS = {
     "ceph": ("S3 and compatible", "Ceph"),
     "swift": ("OpenStack Swift", "Swift"),
     "az": ("Azure Blob", "Azurite"),
-    "gs": ("Google Cloud Storage", "gcp-storage-emulator"),
+    "gs": ("Google Cloud Storage", "fake-gcs-server"),
     "http": ("HTTP", "nginx"),
     "local": ("local directory", ""),
     "sftp": ("SFTP", "OpenSSH"),

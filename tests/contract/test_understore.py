@@ -257,7 +257,8 @@ def filled() -> dict[str, str]:
 
 
 def test_long_listing_is_complete_and_without_repeats(target: Target, filled: dict[str, str]):
-    slow = dict.fromkeys(("http", "sftp", "ftp"), 200) | {"webdav": 40, "fsspec-gs": 40, "hdfs": 40, "webhdfs": 40}
+    slow = dict.fromkeys(("http", "sftp", "ftp"), 200) | dict.fromkeys(("webdav", "hdfs", "webhdfs"), 40)
+    slow |= dict.fromkeys(("fsspec-gs", "obstore-gs"), 40)
     slow |= dict.fromkeys(("obstore-swift", "fsspec-swift"), 100)
     page = {**slow, "obstore-s3": MOTO_PAGE, "fsspec-s3": MOTO_PAGE}.get(target.name, 1000)
     pages = 2 if target.name.endswith("-az") else PAGES  # it is slow to fill

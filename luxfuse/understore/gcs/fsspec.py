@@ -1,6 +1,6 @@
 """Google Cloud Storage by gcsfs's client: its JSON API with exact keys, those of directory markers among them.
 
-Versions are generations. Conditions are not sent with writes.
+Versions are generations, which writes name that depend on what is there.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ import msgspec
 from fsspec.asyn import sync
 from gcsfs.core import UnclosableBytesIO
 
-from luxfuse.errors import NotFound, StoreError, StoreUnavailable
-from luxfuse.types import Buffer, ListPage, ObjectInfo
+from luxfuse.errors import NotFound, StoreError, StoreUnavailable, VersionChanged
+from luxfuse.types import ABSENT, Buffer, ListPage, ObjectInfo
 from luxfuse.understore.base import PAGE_ENTRIES, Abilities, OnDescribed
 from luxfuse.understore.failures import checked, from_status, no_store, require_version
-from luxfuse.understore.gcs.reach import reach_by
+from luxfuse.understore.gcs.reach import STORED, reach_by
 from luxfuse.understore.generic.driver import FsspecDriver
 from luxfuse.understore.library_failures import failure
 from luxfuse.understore.metadata import checked_metadata
@@ -36,7 +36,7 @@ DELETES_AT_ONCE = 16
 PATIENCE = 4
 """A request that writes gets so many times the deadline of another one."""
 
-ABILITIES = Abilities(metadata=True, conditional=False, multipart=False, part_copy=False, hierarchical=False, in_order=True)
+ABILITIES = Abilities(metadata=True, conditional=True, multipart=False, part_copy=False, hierarchical=False, in_order=True)
 
 
 _FIELDS = {"Cache-Control": "cacheControl", "Content-Disposition": "contentDisposition",
@@ -109,7 +109,8 @@ class GcsDriver(FsspecDriver):
             return b""
         headers, data = self._call(
             what, "GET", "b/{}/o/{}", self._bucket, self._prefix + key, json_out=False, alt="media",
-            headers={"Range": f"bytes={start}-{end - 1}"}, ifGenerationMatch=version,
+            headers={"Range": f"bytes={start}-{end - 1}", **STORED},
+            ifGenerationMatch=version if version.isdecimal() else None,
         )  # fmt: skip
         found = headers.get("x-goog-generation")
         if found is None:
@@ -134,7 +135,7 @@ class GcsDriver(FsspecDriver):
         headers = {"Content-Type": f'multipart/related; boundary="{boundary}"'}
         answer = self._call(
             what, "POST", self._uploads, bucket_level=True, uploadType="multipart", headers=headers,
-            data=UnclosableBytesIO(body),
+            data=UnclosableBytesIO(body), ifGenerationMatch=_generation(expect, what),
         )  # fmt: skip
         return self._written(answer, len(data), metadata, what)
 
@@ -150,11 +151,11 @@ class GcsDriver(FsspecDriver):
         what, size = f"PUT {key!r}", Path(path).stat().st_size
         with Path(path).open("rb") as source:
             if size <= WHOLE_BYTES:
-                return self.put(key, source.read(), metadata, keep=keep)
+                return self.put(key, source.read(), metadata, expect=expect, keep=keep)
             about = self._about(key, metadata, what, keep)
             headers, _ = self._call(
                 what, "POST", self._uploads, bucket_level=True, json_out=False, uploadType="resumable", json=about,
-                headers={"X-Upload-Content-Type": about["contentType"]},
+                headers={"X-Upload-Content-Type": about["contentType"]}, ifGenerationMatch=_generation(expect, what),
             )  # fmt: skip
             answer: Any = b""
             for start in range(0, size, WHOLE_BYTES):
@@ -206,17 +207,12 @@ class GcsDriver(FsspecDriver):
         while True:
             answer = self._call(
                 what, "POST", "b/{}/o/{}/rewriteTo/b/{}/o/{}", *ends, json=about, rewriteToken=token,
-                ifSourceGenerationMatch=found.version,
+                ifSourceGenerationMatch=found.version, ifGenerationMatch=_generation(expect, what),
             )  # fmt: skip
             if answer["done"] is True:
                 break
             token = answer["rewriteToken"]
-        info = self._described(answer["resource"])
-        if metadata is None or info.metadata == dict(metadata):
-            return info
-        gone = dict.fromkeys((info.metadata or {}).keys() - metadata.keys())  # a server that copied the old ones
-        changes = {"metadata": {**gone, **metadata}}
-        return self._described(self._call(what, "PATCH", "b/{}/o/{}", *ends[2:], json=changes))
+        return self._described(answer["resource"])
 
     def delete(self, keys: Sequence[str]) -> dict[str, StoreError]:
         failures: dict[str, StoreError] = {}
@@ -280,3 +276,15 @@ class GcsDriver(FsspecDriver):
         metadata = {name.lower(): value for name, value in own if value is not None}
         key = item["name"][len(self._prefix) :]
         return ObjectInfo(key, int(item.get("size", 0)), version, to_ns(item.get("updated", "")), metadata)
+
+
+def _generation(version: str | None, what: str) -> str | None:
+    """Return what Google calls the version that a write is to replace, 0 for none; None for any.
+
+    Raises `VersionChanged` for one that no object can have, an ETag that the other driver has noted, say.
+    """
+    if version is None or version.isdecimal():
+        return version
+    if version == ABSENT:
+        return "0"
+    raise VersionChanged(f"{what}: there is no version {version}")

@@ -20,6 +20,10 @@ from luxfuse.understore.reach import Reach
 from luxfuse.understore.variables import variables
 
 TOKENS = "https://oauth2.googleapis.com"
+PLAIN = {"Accept-Encoding": "identity"}
+"""Of answers in JSON."""
+STORED = {"Accept-Encoding": "gzip"}
+"""Of content: Google unpacks what is stored compressed for those who do not say this, and then heeds no Range."""
 EARLY_S = 300
 """Tokens are renewed so long before they expire."""
 
@@ -35,7 +39,10 @@ def reach_by(filesystem: Any, options: Mapping[str, str]) -> None:
 async def _set_session(filesystem: Any, reach: Reach, context: Any) -> Any:
     if filesystem._session is None:
         named = {"connector": aiohttp.TCPConnector(ssl=context), "proxy": next(iter(reach.proxies().values()), None)}
-        filesystem.session_kwargs = {**named, **filesystem.session_kwargs}
+        given = filesystem.session_kwargs
+        # Content comes as it is stored, of which sizes and ranges are; else a compressed object would be unpacked.
+        plain = {"auto_decompress": False, "headers": {**PLAIN, **given.get("headers", {})}}
+        filesystem.session_kwargs = {**named, **given, **plain}
     return await type(filesystem)._set_session(filesystem)
 
 

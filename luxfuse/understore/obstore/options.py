@@ -123,6 +123,8 @@ def open_store(
     else:
         arguments = {"az": _azure, "gs": _gcs}[family](location, config)
         reach = _reach(family, arguments, options)
+        if family == "gs":  # which else unpacks what is stored compressed, and heeds no Range of it
+            client["default_headers"] = {"accept-encoding": "gzip"}
     endpoint = config.get(endpoint_name)
     if endpoint and endpoint.startswith("http://"):
         client["allow_http"] = True

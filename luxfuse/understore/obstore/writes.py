@@ -41,7 +41,7 @@ class NeedsMd5(StoreRejected):
 class ObstoreWrites(NoMultipart):
     """A `WriteSide` on obstore alone, for keys that it can name.
 
-    Markers cannot be written this way. Conditional writes work on S3 and Azure; Google wants generations instead.
+    Markers cannot be written this way. Google's conditions name generations, which are asked for first, with the ETag.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class ObstoreWrites(NoMultipart):
         self._storage_class = objects.storage_class
         self._checksums = family == "s3" and objects.checksum != NO_CHECKSUM
         self._checksum_required = objects.checksum_required
-        self.conditional = family != "gs"
+        self.conditional = True
 
     @property
     def abilities(self) -> Abilities:
@@ -109,9 +109,7 @@ class ObstoreWrites(NoMultipart):
         metadata = checked_metadata(metadata, what)
         attributes = self._attributes(key, metadata, keep)
         tags = dict(keep.tags) if keep is not None and keep.tags else None
-        mode: Any = None
-        if expect is not None and self.conditional:
-            mode = "create" if expect == ABSENT else {"e_tag": expect}
+        mode = self._mode(key, expect, what)
 
         def put(checksums: bool) -> Any:
             store = self._store_for(size >= PATIENT_FROM_BYTES, checksums)
@@ -131,6 +129,17 @@ class ObstoreWrites(NoMultipart):
                 raise VersionChanged(f"{what}: the object is gone") from None
             raise error from None
         return self._written(key, size, result, metadata)
+
+    def _mode(self, key: str, expect: str | None, what: str) -> Any:
+        """Return the condition of a write as obstore names it."""
+        if expect is None or not self.conditional:
+            return None
+        if expect == ABSENT:
+            return "create"
+        if self._family != "gs":
+            return {"e_tag": expect}
+        found = self._require(key, expect, what)
+        return {"e_tag": expect, "version": found and found["version"]}
 
     def _attributes(self, key: str, metadata: Mapping[str, str], keep: Properties | None) -> dict[str, str]:
         attributes = {**metadata, **(keep.headers if keep is not None else {}), "Content-Type": type_for(key, keep)}
@@ -254,15 +263,16 @@ class ObstoreWrites(NoMultipart):
     def close(self) -> None:
         """Do nothing: the connections end with the stores."""
 
-    def _require(self, key: str, expect: str, what: str) -> None:
-        """Compare before a write that knows no condition; a change in between goes unnoticed."""
+    def _require(self, key: str, expect: str, what: str) -> Any:
+        """Compare before a write that knows no such condition; returns what was found, None if there is no object."""
         try:
-            found = version_of(obstore.head(self._store, key))
+            found: Any = obstore.head(self._store, key)
         except FileNotFoundError:
-            found = ABSENT
+            found = None
         except Exception as exc:  # noqa: BLE001
             raise self._failure(exc, what) from None
-        require_version(found, expect, what)
+        require_version(ABSENT if found is None else version_of(found), expect, what)
+        return found
 
     def _written(self, key: str, size: int, result: Any, metadata: Mapping[str, str]) -> ObjectInfo:
         version = result["e_tag"] or self._found_version(key, size)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Iterator
 
 import pytest
@@ -12,6 +11,7 @@ from luxfuse.understore.base import UnderStore
 from luxfuse.understore.factory import open_driver
 from tests.support.ports import free_port
 from tests.support.servers_files import Server, make_fake_gcs, serving
+from tests.support.strict_google import GoogleBucket
 
 OPTIONS = {"token": "anon"}
 
@@ -22,41 +22,21 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield server
 
 
-class Bucket:
-    """A bucket, written by Google's own JSON interface."""
-
-    def __init__(self, url: str) -> None:
-        import requests
-
-        self.name, self._url, self._session = f"b-{uuid.uuid4().hex[:12]}", url, requests.Session()
-        self._ask("POST", "storage/v1/b?project=p", json={"name": self.name})
-
-    def _ask(self, method: str, path: str, **body: object) -> None:
-        self._session.request(method, f"{self._url}/{path}", timeout=120, **body).raise_for_status()  # type: ignore[arg-type]
-
-    def put(self, key: str, data: bytes) -> None:
-        parameters = {"uploadType": "media", "name": key}
-        self._ask("POST", f"upload/storage/v1/b/{self.name}/o", data=data, params=parameters)
-
-    def close(self) -> None:
-        self._session.close()
-
-
 @pytest.fixture
-def bucket(server: Server) -> Iterator[Bucket]:
-    bucket = Bucket(server.url)
+def bucket(server: Server) -> Iterator[GoogleBucket]:
+    bucket = GoogleBucket(server.url)
     yield bucket
     bucket.close()
 
 
 @pytest.fixture
-def store(server: Server, bucket: Bucket) -> Iterator[UnderStore]:
+def store(server: Server, bucket: GoogleBucket) -> Iterator[UnderStore]:
     driver = open_driver(f"gs://{bucket.name}", endpoint_url=server.url, storage_options=OPTIONS, driver="obstore")
     yield driver
     driver.close()
 
 
-def test_one_level_is_listed(bucket: Bucket, store: UnderStore):
+def test_one_level_is_listed(bucket: GoogleBucket, store: UnderStore):
     for key in ("top", "d/x", "d/y/z", "dd/v"):
         bucket.put(key, key.encode())
     store.probe()
@@ -69,7 +49,7 @@ def test_one_level_is_listed(bucket: Bucket, store: UnderStore):
     assert list(store.list_directory("none/")) == []
 
 
-def test_ranges_of_one_version_are_read(bucket: Bucket, store: UnderStore):
+def test_ranges_of_one_version_are_read(bucket: GoogleBucket, store: UnderStore):
     bucket.put("sp ace/é%2F+", b"0123456789")
     info = store.head("sp ace/é%2F+")
     assert info.size == 10
@@ -89,7 +69,7 @@ def test_what_is_not_there(store: UnderStore):
     assert not store.has_prefix("none/")
 
 
-def test_nobody_answers(bucket: Bucket):
+def test_nobody_answers(bucket: GoogleBucket):
     url = f"http://127.0.0.1:{free_port()}"
     store = open_driver(f"gs://{bucket.name}", endpoint_url=url, storage_options=OPTIONS, driver="obstore")
     with pytest.raises(StoreUnavailable):
