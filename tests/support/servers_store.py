@@ -46,7 +46,7 @@ def running(command: list[str], port: int, **environment: str) -> Iterator[None]
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-        env={**os.environ, **environment},
+        env={**os.environ, "TMPDIR": "/tmp", **environment},  # else it is taken for a daemon that was left
     )
     try:
         deadline = time.monotonic() + START_TIMEOUT_S
