@@ -123,7 +123,8 @@ SETTINGS = (
     ),
     Setting(
         "driver", values.choice("auto", "obstore", "fsspec"),
-        "`obstore` (Rust; S3, Azure, GCS) or `fsspec`; `auto` takes obstore where it understands the options.", "auto",
+        "`obstore` (Rust; S3, Azure, GCS) or `fsspec`; `auto` takes obstore where it understands the options, and for GCS "
+        "only where gcsfs is not installed.", "auto",
         attachable=True,
     ),
     Setting(

@@ -126,7 +126,8 @@ def test_a_store_can_what_the_table_does_not_deny_it(named: str, target: Target,
             store.put("x", b"two", META, expect=ABSENT)
     assert content(store, "x") == (b"two" if "conditions" in denied else b"one")
     store.put("y", b"old", META)
-    if "conditions" in denied or named.partition("-")[2] in UNCONDITIONAL_COPIES:
+    unconditional = "conditions" in denied or named.partition("-")[2] in UNCONDITIONAL_COPIES
+    if unconditional and named != "obstore-swift":  # whose copies a client of its own makes, which looks before them
         store.copy("x", "y", expect=ABSENT)
         assert content(store, "y") == content(store, "x")
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import urllib.request
@@ -13,9 +14,11 @@ from luxfuse.understore.factory import open_driver
 from tests.support.contents import Contents
 from tests.support.fast_s3 import FastS3
 from tests.support.hadoop import Hadoop
-from tests.support.mounted import AWAY, MIB, Mounts, content, digest, wait_for
+from tests.support.mounted import AWAY, MIB, Mount, Mounts, content, digest, wait_for
 from tests.support.servers_files import file_server
-from tests.support.servers_store import FileServer
+from tests.support.servers_store import FileServer, azurite_url, swift  # noqa: F401
+from tests.support.store_targets import Target, open_target
+from tests.support.writing import Scribe
 
 FILES = Contents({
     "top": ("top", MIB + 3),
@@ -84,7 +87,7 @@ def test_s3_by_each_driver(mounting: Mounts, s3: FastS3, bucket: str, fill, driv
     assert mount.status()["understore"]["errors"] == 0
 
 
-@pytest.mark.parametrize("protocol", ["sftp", "webdav"])
+@pytest.mark.parametrize("protocol", ["sftp", "webdav", "ftp"])
 def test_file_servers(mounting: Mounts, request: pytest.FixtureRequest, protocol: str) -> None:
     """Large files, names that look like syntax, a rename over another file, a server that is restarted."""
     server = file_server(request, protocol)
@@ -137,6 +140,64 @@ def test_hdfs(mounting: Mounts, hadoop: Hadoop, protocol: str) -> None:
     assert other.status()["understore"]["errors"] == 0
 
 
+OBJECT_STORES = ["obstore-az", "fsspec-az", "fsspec-gs", pytest.param("obstore-gs", marks=pytest.mark.slow),
+                 pytest.param("obstore-swift", marks=pytest.mark.swift)]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OBJECT_STORES)
+def test_object_stores(mounting: Mounts, request: pytest.FixtureRequest, name: str) -> None:
+    """Read and written through a mount, with another one who writes; what is there at the end is what the store has."""
+    for target in open_target(request, name):
+        for each, data in FILES.items():
+            target.put(each, data)
+        options = [f"--storage-option={key}={value}" for key, value in target.options.items()]
+        if name != "fsspec-gs":  # which the driver auto is
+            options.append(f"--driver={target.driver}")
+        mount = mounting(target.source, *options, endpoint_url=target.endpoint)
+        assert mount.status()["driver"] == target.driver
+        assert mount.do("tree", str(mount.path)) == TREE
+        for each, data in FILES.items():
+            assert mount.read(each) == digest(data), each
+        script = (
+            f"cd '{mount.path}'; echo v1 > r; echo v2 > r.t; mv r.t r; cat r; echo more >> top; chmod 600 top; "
+            "mkdir -p d/e; echo x > 'd/e/sp ace ü%23+.txt'; ln -s e d/link; cp large copy; printf changed | dd of=copy "
+            "bs=1 seek=5 conv=notrunc status=none; mv d f; rm 'a directory/empty'; mkdir -m 750 empty"
+        )
+        assert mount.run(["sh", "-ec", script], check=True).stdout == "v2\n"
+        if name == "obstore-swift":
+            mount.expected_logs.append("the store knows no conditional writes")
+        else:
+            write_as_another_does(mount, target)
+        assert mount.unmount().returncode == 0
+        store = target.open()
+        large = FILES["large"]
+        wanted = {"r": b"v2\n", "top": FILES["top"] + b"more\n", "f/e/sp ace ü%23+.txt": b"x\n", "large": large,
+                  "copy": large[:5] + b"changed" + large[12:]}  # fmt: skip
+        for key, data in wanted.items():
+            info = store.head(key)
+            assert (info.size, store.read(key, 0, info.size, info.version)) == (len(data), data), key
+        keys = {info.key for page in store.list_all("") for info in page.objects}
+        assert {"empty/", "f/link.rclonelink", "a directory/with space"} <= keys
+        assert not keys & {"r.t", "d/", "d/link.rclonelink", "a directory/empty"}
+        assert (store.head("top").metadata or {})["mode"].endswith("600")
+        store.close()
+
+
+def write_as_another_does(mount: Mount, target: Target) -> None:
+    """Let two write one file: the later close wins, and the other version is kept aside."""
+    mount.expected_logs.append("their version is kept as")
+    with contextlib.ExitStack() as stack:
+        writer = Scribe(mount)
+        stack.callback(writer.end)
+        writer("open", "f", f"{mount.path}/both", os.O_CREAT | os.O_WRONLY)
+        writer("write", "f", "ours")
+        target.put("both", b"theirs")
+        writer("close", "f")
+    wait_for("their version", lambda: mount.status()["recovered"]["files"] == 1)
+    (kept,) = Path(mount.status()["recovered"]["path"]).iterdir()
+    assert kept.read_bytes() == b"theirs"
+
+
 def test_google(mounting: Mounts, request: pytest.FixtureRequest) -> None:
     """Directories are markers, which keep their attributes, as files do."""
     bucket, server = "sources", file_server(request, "gcs")
@@ -144,7 +205,7 @@ def test_google(mounting: Mounts, request: pytest.FixtureRequest) -> None:
         f"{server.url}/storage/v1/b?project=p", json.dumps({"name": bucket}).encode(), {"Content-Type": "application/json"}
     )
     urllib.request.urlopen(made).close()
-    mount = mounting(f"gs://{bucket}", "--driver=fsspec", "--storage-option=token=anon", endpoint_url=server.url)
+    mount = mounting(f"gs://{bucket}", "--storage-option=token=anon", endpoint_url=server.url)
     script = (
         f"cd '{mount.path}'; mkdir -p d/e; mkdir -m 750 empty; echo one > d/x; echo two > d/e/y; chmod 600 d/x; "
         "ln -s x d/link; mv d moved; cat moved/e/y moved/link; rm moved/e/y; rmdir moved/e"

@@ -13,7 +13,7 @@ import json
 import re
 import secrets
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
@@ -50,12 +50,13 @@ class StrictGoogle:
         """Uploads by their ids: the description of the object, the generation that it depends on, what has come."""
         self._parts: dict[str, tuple[dict[str, Any], dict[int, bytes]]] = {}
         """Uploads by the XML interface: the description of the object, and its parts."""
-        self.seen: list[str] = []
-        """Method, path and query of each request."""
+        self.before_writes: list[Callable[[], object]] = []
+        """Each is called once: when the next write has come, and before it is looked at."""
 
     def check(self, request: Any) -> Answer:
         """Return the answer to a request."""
-        self.seen.append(f"{request.command} {request.path}")
+        if request.command not in ("GET", "HEAD") and self.before_writes:
+            self.before_writes.pop(0)()
         url = urlsplit(request.path)
         query = dict(parse_qsl(url.query, keep_blank_values=True))
         wanted = query.get("ifGenerationMatch")
@@ -257,7 +258,7 @@ def account(directory: Path, url: str) -> str:
 
 @contextlib.contextmanager
 def strict_google(upstream: str) -> Iterator[tuple[str, StrictGoogle]]:
-    """Serve what fake-gcs-server has at the URL ``upstream``; yields the URL of the front, and what it has seen."""
+    """Serve what fake-gcs-server has at the URL ``upstream``; yields the URL of the front, and what makes it strict."""
     server = StrictGoogle(upstream)
     with front(upstream, server.check) as url:
         yield url, server

@@ -6,6 +6,7 @@ Keys that obstore cannot name go there too, and for Google to the driver on gcsf
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib.util
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,7 +15,7 @@ from typing import Any, cast
 
 from obstore.exceptions import InvalidPathError
 
-from luxfuse.errors import StoreError
+from luxfuse.errors import NotFound, StoreError, StoreRejected
 from luxfuse.types import ABSENT, Buffer, ListPage, ObjectInfo
 from luxfuse.understore.base import Abilities, ListedPart, ListsFromKeys, OnDescribed, UnderStore, WriteSide
 from luxfuse.understore.checksums import Checksums
@@ -223,4 +224,15 @@ class ObstoreDriver(DelegatedWrites, ObstoreReads):
             return
         if not pages:
             self._require_store(f"LIST {prefix!r}")
-        yield from pages
+        yield from pages if self._family != "gs" else map(self._with_known_markers, pages)
+
+    def _with_known_markers(self, page: ListPage) -> ListPage:
+        """Return a page in which markers have the versions of the driver that can name them, for which ETags are none."""
+        known = []
+        for info in page.objects:
+            with contextlib.suppress(NotFound):  # it has gone meanwhile
+                try:
+                    known.append(self._fallback().head(info.key) if info.key.endswith("/") else info)
+                except StoreRejected:  # there is no such driver
+                    known.append(info)
+        return ListPage(known)

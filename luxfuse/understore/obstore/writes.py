@@ -136,10 +136,8 @@ class ObstoreWrites(NoMultipart):
             return None
         if expect == ABSENT:
             return "create"
-        if self._family != "gs":
-            return {"e_tag": expect}
-        found = self._require(key, expect, what)
-        return {"e_tag": expect, "version": found and found["version"]}
+        found = self._require(key, expect, what) if self._family == "gs" else None
+        return {"e_tag": expect, "version": found["version"]} if found and found["version"] else {"e_tag": expect}
 
     def _attributes(self, key: str, metadata: Mapping[str, str], keep: Properties | None) -> dict[str, str]:
         attributes = {**metadata, **(keep.headers if keep is not None else {}), "Content-Type": type_for(key, keep)}

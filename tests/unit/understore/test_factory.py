@@ -75,15 +75,24 @@ def test_an_unknown_option_of_a_local_directory_names_no_protocol() -> None:
         ("az://c", {"connection_string": "AccountName=a;AccountKey=c2VjcmV0LWtleQ==;EndpointSuffix=core.windows.net"},
          "obstore"),
         ("az://c", {"account_name": "acc", "sas_token": "?sv=1&sig=abc"}, "obstore"),
-        ("gs://b", {"token": "anon"}, "obstore"),
+        ("gs://b", {"token": "anon"}, "fsspec"),
+        ("gs://b", {"token": "anon", "verify": "true"}, "fsspec"),
+        ("gs://b", {"skip_signature": "true"}, "obstore"),  # which gcsfs calls otherwise
         ("memory://root", {}, "fsspec"),
         ("file:///tmp", {}, "fsspec"),
         ("/tmp", {}, "fsspec"),
     ],
 )  # fmt: skip
-def test_auto_prefers_obstore_where_it_knows_all_options(source, options, driver):
+def test_what_auto_chooses(source, options, driver):
     opened = open_driver(source, storage_options=options, driver="auto")
     assert opened.driver == driver
+    opened.close()
+
+
+def test_auto_does_without_gcsfs(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "gcsfs" else object())
+    opened = open_driver("gs://b", storage_options={"token": "anon"})
+    assert opened.driver == "obstore"
     opened.close()
 
 
