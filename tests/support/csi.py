@@ -51,6 +51,12 @@ class Node:
         }
         self.mounter: subprocess.Popen[bytes] | None = None
         self.driver: subprocess.Popen[bytes] | None = None
+        self.tried: set[tuple[str, str]] = set()
+        """Calls, and how they were tried: "twice", "twice after a kill", "wrong arguments"."""
+        self._answered: set[tuple[str, bytes]] = set()
+        """What this driver has been asked, and has done."""
+        self._killed = False
+        """Whether the driver before this one was killed."""
 
     def start_mounter(self) -> None:
         """Start the mounter."""
@@ -61,7 +67,8 @@ class Node:
     def start_driver(self, **environment: str) -> None:
         """Start the driver, after the end of the one before."""
         if self.driver is not None:
-            self.driver.wait(PATIENCE_S)
+            self._killed = self.driver.wait(PATIENCE_S) != 0
+        self._answered.clear()
         self.endpoint.unlink(missing_ok=True)
         self.driver = self._start("driver", "--node-id", "node-1", "--endpoint", f"unix://{self.endpoint}", **environment)
         self._wait_for(self.driver, self.endpoint)
@@ -95,13 +102,20 @@ class Node:
         answer = message_factory.GetMessageClass(method.output_type)
         options = [("grpc.use_local_subchannel_pool", 1)]
         with grpc.insecure_channel(f"unix:{self.endpoint}", options=options) as channel:
-            return channel.unary_unary(path, lambda r: r.SerializeToString(), answer.FromString)(request, timeout=timeout_s)
+            done = channel.unary_unary(path, lambda r: r.SerializeToString(), answer.FromString)(request, timeout=timeout_s)
+        asked = (name, request.SerializeToString(deterministic=True))
+        if asked in self._answered:
+            self.tried.add((name, "twice after a kill" if self._killed else "twice"))
+        self._answered.add(asked)
+        return done
 
     def refused(self, name: str, timeout_s: float = PATIENCE_S, **fields: Any) -> tuple[str, str]:
         """Make a call that must fail; returns code and text."""
         try:
             self.call(name, timeout_s, **fields)
         except grpc.RpcError as exc:
+            if exc.code() is grpc.StatusCode.INVALID_ARGUMENT:
+                self.tried.add((name, "wrong arguments"))
             return exc.code().name, str(exc.details())
         raise AssertionError(f"{name} was done")
 
