@@ -20,8 +20,8 @@ from luxfuse.core.units import NO, YES
 from luxfuse.core.urls import endpoint_fault
 from luxfuse.errors import ConfigError, NoCredentials
 from luxfuse.understore.failures import CREDENTIAL_PLACES, safe_url
+from luxfuse.understore.reach import CONNECT_TIMEOUT_S, READ_TIMEOUT_S, Reach
 from luxfuse.understore.reach import OPTIONS as REACH_OPTIONS
-from luxfuse.understore.reach import Reach
 from luxfuse.understore.s3.credentials import Frozen, S3Credentials, place_of
 from luxfuse.understore.trust import trust_for
 from luxfuse.understore.variables import variables
@@ -183,7 +183,13 @@ class S3Access:
             session.set_config_variable("ec2_metadata_v1_disabled", True)
         sts = self._variables.get("AWS_ENDPOINT_URL_STS") or "https://sts.amazonaws.com"
         reach = Reach.of((sts,), self._options, self._variables, trust)
-        session.set_default_client_config(Config(**reach.botocore_config()))
+        # By itself it waits for a minute, five times; meanwhile nobody asks again.
+        patience = {
+            "connect_timeout": CONNECT_TIMEOUT_S,
+            "read_timeout": READ_TIMEOUT_S,
+            "retries": {"total_max_attempts": 2},
+        }
+        session.set_default_client_config(Config(**patience, **reach.botocore_config()))
         found: list[Any] = []
 
         def fetch() -> tuple[Frozen, datetime | None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from luxfuse.errors import AccessDenied, ConfigError, StoreUnavailable
 from luxfuse.understore import renewing
 from luxfuse.understore.base import UnderStore
 from luxfuse.understore.factory import open_driver
+from luxfuse.understore.s3 import access as s3_access
 from luxfuse.understore.s3 import credentials as s3_credentials
 from luxfuse.understore.s3.credentials import Frozen, S3Credentials
 from tests.support.front import Answer, front, s3_error
@@ -372,3 +374,15 @@ def test_a_source_that_hangs_is_given_up(monkeypatch):
     with pytest.raises(StoreUnavailable, match=r"no credentials came within 0\.1 s from the program"):
         source.current()
     go.set()
+
+
+def test_an_sts_that_is_silent_is_not_waited_for_in_vain(home, monkeypatch):
+    monkeypatch.setattr(s3_access, "READ_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(s3_credentials, "FETCH_LIMIT_S", 120.0)  # the library takes a while to load
+    write_keys(home, "AKIABASE")
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        monkeypatch.setenv("AWS_ENDPOINT_URL_STS", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        with pytest.raises(StoreUnavailable, match=r"the role that the profile assumes.*ReadTimeoutError"):
+            opened("http://127.0.0.1:9", "obstore", {"role_arn": "arn:aws:iam::123456789012:role/r"})
