@@ -32,6 +32,11 @@ def take(name: str) -> int | None:
     return _left.pop(name, None)
 
 
+def is_left(name: str) -> bool:
+    """Whether there is one by a name to be taken."""
+    return name in _left
+
+
 def keep(name: str, fd: int) -> None:
     """Have a descriptor held for the next daemon."""
     saying.hold(name, fd)
@@ -43,8 +48,9 @@ def lock(path: Path, flags: int = os.O_RDWR | os.O_CREAT) -> int | None:
     if fd is not None:
         with contextlib.suppress(OSError):
             if os.path.samestat(os.fstat(fd), path.stat()):
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)  # it may have been given back when the keeper was dead
                 return fd
-        unlock(path, fd)  # there is another one in its place
+        unlock(path, fd)  # there is another one in its place, or another daemon has it
     fd = os.open(path, flags | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -256,6 +256,4 @@ def go_on() -> None:
         command = _command(settings, "", -1, held)
         signal.pthread_sigmask(signal.SIG_BLOCK, PASSED_ON)  # until the keeper passes them on
         os.execv(command[0], command)  # noqa: S606 (no shell is wanted)
-    for fd in held.fds():
-        os.close(fd)
-    systemd.forget()
+    systemd.give_back(held)

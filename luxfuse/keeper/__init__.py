@@ -28,7 +28,7 @@ that comes from its successor, which is started though the process is still ther
 it waits for a disk, its writes might come behind those of a successor.
 
 In the foreground, where LOG is empty, systemd keeps what the keeper holds as well (`luxfuse.keeper.systemd`): so another
-keeper goes on where this one dies.
+keeper goes on where this one dies, and nobody takes locks and ports in between.
 
 A daemon that says by ``--keeper-fd`` which commands are to go on, those of another luxfuse, and then ends with
 `HANDED_OVER`, did not die. This process becomes the keeper of that luxfuse, with all that it holds

@@ -45,6 +45,8 @@ class Keeper(Starter):
         self.link.held.update(holds.lasting)
         self.link.mounted = holds.mounted
         self.link.on_progress = self.wait_on
+        if self.in_foreground:
+            self.link.on_held, self.link.on_dropped = systemd.hold, systemd.drop
         self.device = holds.device
         self.estate = holds.estate if holds.estate >= 0 else os.memfd_create("luxfuse-estate", os.MFD_CLOEXEC)
         self.oom_score = read_oom_score()
@@ -254,9 +256,11 @@ def main() -> int:
         keeper = Keeper(holds, int(ready_fd), state_file, int(most), mountpoint, log, command)
         if keeper.in_foreground:
             systemd.store(keeper.device, keeper.estate, keeper.settings)
+            for name, fd in holds.lasting.items():
+                systemd.hold(name, fd)
         code = keeper.run()
         if keeper.in_foreground:
-            systemd.forget()
+            systemd.forget(keeper.link.held)
         return code
     if goes_on:
         return 1

@@ -27,6 +27,9 @@ class Link:
         self.next: tuple[list[str], list[str]] | None = None
         self.on_progress: Callable[[], None] = _nothing
         """Called when the daemon gets on with its beginning."""
+        self.on_held: Callable[[str, int], None] = _nothing
+        self.on_dropped: Callable[[str], None] = _nothing
+        """Called with what is held from now on, and with what is held no more."""
         self._ours: _socket.socket | None = None
 
     def open(self) -> _socket.socket:
@@ -51,8 +54,8 @@ class Link:
 
     def release(self) -> None:
         """Hold nothing any more: there is no next daemon."""
-        while self.held:
-            os.close(self.held.popitem()[1])
+        for name in list(self.held):
+            self._drop(name)
 
     def hear(self) -> bool:
         """Do what the daemon says; returns whether there was something."""
@@ -66,19 +69,26 @@ class Link:
         verb, _, what = message.decode(errors="surrogateescape").partition(" ")
         for _, _, data in sent:
             fd = struct.unpack_from("=i", data)[0]
-            if verb == "hold" and (what in self.held or len(self.held) < HELD_MOST):
-                fd, self.held[what] = self.held.get(what, -1), fd
-            if fd >= 0:
+            if verb != "hold" or (what not in self.held and len(self.held) >= HELD_MOST):
                 os.close(fd)
+                continue
+            self._drop(what)
+            self.held[what] = fd
+            self.on_held(what, fd)
         try:
             self._do(verb, what)
         except ValueError:
             pass  # nothing that a daemon says ends the keeper
         return bool(message)
 
+    def _drop(self, name: str) -> None:
+        if name in self.held:
+            os.close(self.held.pop(name))
+            self.on_dropped(name)
+
     def _do(self, verb: str, what: str) -> None:
-        if verb == "drop" and what in self.held:
-            os.close(self.held.pop(what))
+        if verb == "drop":
+            self._drop(what)
         elif verb == "mounted":
             self.mounted = what
         elif verb == "witness":
@@ -94,5 +104,5 @@ class Link:
             systemd.notify(what)
 
 
-def _nothing() -> None:
+def _nothing(*_: object) -> None:
     pass

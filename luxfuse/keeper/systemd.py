@@ -6,12 +6,17 @@ A failure is of no consequence: then nobody goes on where this process dies.
 from __future__ import annotations
 
 import _socket  # without the classes around it, for which there is no use
+import fcntl
 import os
 import struct
+from collections.abc import Iterable
 
 from luxfuse.keeper.handing import Held
 
 DEVICE, ESTATE, SETTINGS = NAMES = ("luxfuse-device", "luxfuse-estate", "luxfuse-settings")
+HELD = "luxfuse-held-"
+"""What the names of descriptors that a daemon has left begin with (`luxfuse.lasting`)."""
+NAME_MOST = 255
 _LISTEN = ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES")
 _FIRST_FD = 3
 _SEND_S = 5.0
@@ -50,10 +55,37 @@ def beat_every_s() -> float | None:
     return int(usec) / 2e6 if os.environ.get("NOTIFY_SOCKET") and usec.isdigit() and int(usec) else None
 
 
-def forget() -> None:
-    """Have it keep them no longer."""
+def forget(held: Iterable[str]) -> None:
+    """Have it keep them no longer, nor what was ``held``."""
     for name in NAMES:
         notify(f"FDSTOREREMOVE=1\nFDNAME={name}")
+    for name in held:
+        drop(name)
+
+
+def hold(name: str, fd: int) -> None:
+    """Have it keep a descriptor that a daemon has left; one by a name that is longer than it takes it does not keep."""
+    if (known := _known_as(name)) is not None:
+        notify(f"FDSTORE=1\nFDNAME={known}\nFDPOLL=0", (fd,))
+
+
+def drop(name: str) -> None:
+    """Have it keep that no longer."""
+    if (known := _known_as(name)) is not None:
+        notify(f"FDSTOREREMOVE=1\nFDNAME={known}")
+
+
+def _known_as(name: str) -> str | None:
+    """Return the name for systemd, which takes ASCII without colons; None: it is too long."""
+    plain = (chr(byte) if 32 < byte < 127 and byte not in b"%:" else f"%{byte:02X}" for byte in os.fsencode(name))
+    known = HELD + "".join(plain)
+    return known if len(known) <= NAME_MOST else None
+
+
+def _named(known: str) -> str:
+    """Return the name that systemd knows so."""
+    first, *others = known.removeprefix(HELD).split("%")
+    return os.fsdecode(first.encode() + b"".join(bytes((int(each[:2], 16),)) + each[2:].encode() for each in others))
 
 
 def take() -> Held | None:
@@ -61,17 +93,29 @@ def take() -> Held | None:
     pid, count, names = (os.environ.pop(name, "") for name in _LISTEN)
     if pid != str(os.getpid()) or not count.isdigit():
         return None
-    found = {}
+    held, found = Held(), {}
     for number, name in enumerate(names.split(":")[: int(count)], _FIRST_FD):
         if name in NAMES:
-            os.set_inheritable(number, False)
             found[name] = number
-    if len(found) < len(NAMES):
-        for number in found.values():
-            os.close(number)  # the one before has died as it gave them
-        if found:
-            forget()
-        return None
-    held = Held()
-    held.device, held.estate, held.settings = found[DEVICE], found[ESTATE], found[SETTINGS]
-    return held
+        elif name.startswith(HELD):
+            held.lasting[_named(name)] = number
+    held.device, held.estate, held.settings = (found.get(name, -1) for name in NAMES)
+    for number in held.fds():
+        os.set_inheritable(number, False)
+    if len(found) == len(NAMES):
+        return held
+    if held.fds():  # the one before has died as it gave them
+        give_back(held)
+    return None
+
+
+def give_back(held: Held) -> None:
+    """Nobody goes on with what systemd has kept: locks are free at once, though it lets go a little later."""
+    for fd in held.lasting.values():
+        try:
+            fcntl.flock(fd, fcntl.LOCK_UN)
+        except OSError:
+            pass  # it is a socket
+    for fd in held.fds():
+        os.close(fd)
+    forget(held.lasting)

@@ -25,9 +25,10 @@ os.execvp(sys.argv[2 + count], sys.argv[2 + count :])
 
 
 class FakeSystemd:
-    """One service. ``told``: all messages so far, ``store``: descriptors by name."""
+    """One service. ``told``: all messages so far, ``store``: descriptors by name, ``most`` of them."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, most: int = 512) -> None:
+        self._most = most
         self._path = directory / "notify"
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.bind(str(self._path))
@@ -75,10 +76,21 @@ class FakeSystemd:
         values = dict(line.split("=", 1) for line in said)
         if "FDSTORE" in values:
             assert values["FDPOLL"] == "0", "a device that is polled wakes us for each request"
-            (self.store[values["FDNAME"]],) = fds
-        elif "FDSTOREREMOVE" in values:
+            self._keep(values["FDNAME"], *fds)
+        elif "FDSTOREREMOVE" in values and values["FDNAME"] in self.store:
             os.close(self.store.pop(values["FDNAME"]))
         return said
+
+    def _keep(self, name: str, fd: int) -> None:
+        """Keep a descriptor as systemd does: one that it has already is not kept twice, nor one too many."""
+        assert len(name) <= 255
+        assert all(" " <= each < "\x7f" and each != ":" for each in name), name
+        if name in self.store:
+            assert os.path.sameopenfile(self.store[name], fd), f"{name} is another one"
+        if name in self.store or len(self.store) >= self._most:
+            os.close(fd)
+        else:
+            self.store[name] = fd
 
     def close(self) -> None:
         """Let go of everything."""
