@@ -27,6 +27,7 @@ from luxfuse.index.object_records import ALL_SEGMENTS
 from luxfuse.index.objects import Objects
 from luxfuse.index.store import IndexStore
 from luxfuse.tiers.directory import CacheDirectory
+from luxfuse.tiers.slots import Slots
 from luxfuse.tiers.staging import Staging, staged_in
 
 log = logging.getLogger(__name__)
@@ -56,6 +57,7 @@ class Directories:
         objects: Objects,
         nursery: trio.Nursery,
         source_id: str,
+        slots: Slots,
         make_space: Callable[[CacheSetting, CacheDirectory, int], Space],
         prober: Prober | None,
     ) -> None:
@@ -71,6 +73,7 @@ class Directories:
         self._objects = objects
         self._nursery = nursery
         self._source_id = source_id
+        self._slots = slots
         self._make_space = make_space
         self._added: list[CacheDirectory] = []
         self._draining: dict[Space, trio.CancelScope] = {}
@@ -156,6 +159,7 @@ class Directories:
         self._hierarchy.add(space)
         self._contents.take_up(space)
         self._added.append(directory)
+        self._slots.add(directory.name, directory.slot)
         self._nursery.start_soon(self._watch, space)
         self._hierarchy.shared.left_files()  # it may hold files that nobody counts
         log.info("cache directory %s is in use", directory.name)
@@ -186,6 +190,7 @@ class Directories:
                 space.end_drain()
                 del self._draining[space]
         if space.gone:
+            self._slots.remove(space.directory.name)
             space.directory.close()
             log.info("cache directory %s is not in use any more", space.directory.name)
 

@@ -182,6 +182,8 @@ class Attachments:
         while number in taken:
             number = number % NUMBERS + 1
         self._last_number = number
+        if self._succession is not None:
+            self._succession.keep_last_number(number)
         return number
 
     async def _hang(self, a: _Attached) -> None:
@@ -211,7 +213,8 @@ class Attachments:
         def build(opened: Opened) -> VolumeParts:
             return build_tree(opened, self._main.shares.share(a.record.number), memory=MEMORY)
 
-        estate = self._succession.of_volume(a.record.number) if self._succession is not None else None
+        fresh = a.state == "attaching"
+        estate = self._succession.of_volume(a.record.number, fresh=fresh) if self._succession is not None else None
         life = VolumeLife(a.settings, a.notes.append, self._cluster, estate)
         backings: Backings | None = None
         try:
@@ -309,6 +312,8 @@ class Attachments:
         try:
             await self._take_down(a)
             del self._attached[a.path]
+            if self._succession is not None:
+                self._succession.forget_volume(a.record.number)
             lasting.give_back_the_rest()  # it may have failed before
             await trio.to_thread.run_sync(gc.collect)  # its parts know each other: pages and connections go now
             await self._record()
@@ -336,6 +341,9 @@ class Attachments:
         """Attach what was attached when the last mount ended; ``note`` takes lines for the command that mounts."""
         recorded = await trio.to_thread.run_sync(self._file.read)
         self._last_number = recorded.last_number
+        if self._succession is not None and self._succession.inherited:
+            self._last_number = self._succession.last_number or recorded.last_number
+            self._succession.forget_other_volumes({record.number for record in recorded.attached})
         for record in sorted(recorded.attached, key=lambda record: record.path.count("/")):
             settings = msgspec.structs.replace(self._settings, source=record.source)
             with contextlib.suppress(ConfigError):  # which is told when it is tried

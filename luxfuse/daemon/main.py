@@ -113,7 +113,10 @@ def run(
             report(f"{settings.mountpoint}: the mount was taken away as the daemon began")
             log.info("the mount was taken away as the daemon began: %s", type(exc).__name__)
         else:
-            report(one_line(exc, "mounting"))
+            error = one_line(exc, "mounting")
+            if held is not None and was_served(held[1]) and not settings.foreground:  # where it is said on stderr
+                log.critical("the daemon cannot go on: %s", error)
+            report(error)
         if not isinstance(exc, Exception):
             raise
         return 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 
 import msgspec
@@ -13,17 +13,20 @@ from luxfuse.config import Settings
 from luxfuse.core.cache_directory import CacheSetting
 from luxfuse.daemon import formats
 from luxfuse.estate.memory import Estate, State
-from luxfuse.estate.trail import INDEX, JOURNAL, Stream, stream_of
+from luxfuse.estate.trail import INDEX, JOURNAL, Stream, stream_of, volume_of
 from luxfuse.estate.words import Word
 from luxfuse.fuse import inheritance
 from luxfuse.fuse import mountpoint as mounts
 from luxfuse.fuse.inheritance import Inheritance
 from luxfuse.keeper import saying
+from luxfuse.tiers.slots import Slots
 from luxfuse.vfs.will import Will
 from luxfuse.volume.opened import VolumeEstate
 
 SETTINGS = b"s"
 """The key of the fact that has the settings, where they were changed since the mount was made."""
+LAST_NUMBER = b"a"
+"""The key of the fact that has the number of the volume that was attached last."""
 
 
 class _Changed(msgspec.Struct, frozen=True):
@@ -68,15 +71,40 @@ class Succession:
         """Whether there was a daemon before this one."""
         return self.inheritance is not None
 
-    def of_volume(self, number: int) -> VolumeEstate:
-        """Return what a volume leaves and finds."""
+    def of_volume(self, number: int, *, fresh: bool = False) -> VolumeEstate:
+        """Return what a volume leaves and finds; ``fresh``: none had its number, or what that left is of no use."""
         estate = self.estate
-        return VolumeEstate(
-            Stream(estate.trail, stream_of(number, INDEX), estate.identity),
-            Stream(estate.trail, stream_of(number, JOURNAL), estate.identity),
-            Will(estate.facts, number),
-            self.inheritance.of_volume(estate, number) if self.inheritance is not None else None,
+        if fresh:
+            self.forget_volume(number)
+        slots = Slots(estate.facts, number)
+        if fresh:
+            slots.since = estate.trail.end
+        index, journal = (
+            Stream(estate.trail, stream_of(number, kind), estate.identity, continued=slots.known, since=slots.since)
+            for kind in (INDEX, JOURNAL)
         )
+        inherited = None if fresh or self.inheritance is None else self.inheritance.of_volume(estate, number)
+        return VolumeEstate(index, journal, slots, Will(estate.facts, number), inherited)
+
+    def forget_volume(self, number: int) -> None:
+        """A volume is gone, and nobody goes on with it."""
+        Slots(self.estate.facts, number).drop()
+        for kind in (INDEX, JOURNAL):
+            self.estate.trail.forget(stream_of(number, kind))
+
+    def forget_other_volumes(self, numbers: Set[int]) -> None:
+        """A predecessor had no others: what of them is in the trail would be kept for ever."""
+        for number in {volume_of(stream) for stream in self.estate.trail.streams} - {0, *numbers}:
+            self.forget_volume(number)
+
+    @property
+    def last_number(self) -> int:
+        """The number of the volume that was attached last, though it may be on record nowhere; 0: there was none."""
+        return int.from_bytes(self.estate.facts.get(LAST_NUMBER) or b"", "big")
+
+    def keep_last_number(self, number: int) -> None:
+        """A volume is about to be attached: the kernel may remember numbers of its inodes from then on."""
+        self.estate.facts.put(LAST_NUMBER, number.to_bytes(1, "big"))
 
 
 def take_over(device: int, estate_fd: int) -> Succession:

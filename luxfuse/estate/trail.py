@@ -32,6 +32,11 @@ def stream_of(volume: int, kind: int) -> int:
     return volume << 1 | kind
 
 
+def volume_of(stream: int) -> int:
+    """Return the volume that a stream belongs to."""
+    return stream >> 1
+
+
 class Trail:
     """The trail of one estate. From the event loop's thread only."""
 
@@ -119,6 +124,15 @@ class Trail:
             self._give_back(low, low + piece)
             self._given_back += piece
 
+    @property
+    def streams(self) -> list[int]:
+        """The streams with changes that are not known to be on disk."""
+        return list(self._parts)
+
+    def forget(self, stream: int) -> None:
+        """Nobody needs what a stream has: its file is of no use any more."""
+        self.written(stream, self.mark(stream))
+
     def left(self, stream: int) -> list[tuple[int, bytes]]:
         """Return the (position, payload) of the stream's records, which are not known to be on disk."""
         return [(position, payload) for position, found, payload in self._records() if found == stream]
@@ -139,11 +153,16 @@ class Trail:
 class Stream:
     """One stream of a trail."""
 
-    def __init__(self, trail: Trail, number: int, identity: int) -> None:
-        """``identity``: of the estate."""
+    def __init__(self, trail: Trail, number: int, identity: int, *, continued: bool = False, since: int = 0) -> None:
+        """``identity``: of the estate. ``continued``: a daemon with this estate has had the file before.
+
+        ``since``: the position of the trail at which the volume began: what lies before it is of another one.
+        """
+        self._since = since
         self._trail = trail
         self._number = number
         self.identity = identity
+        self.continued = continued
         self.append: Callable[[bytes], None] = functools.partial(trail.append, number)
         """Add a record."""
 
@@ -162,4 +181,4 @@ class Stream:
 
     def left(self) -> list[tuple[int, bytes]]:
         """Return what may be on no disk; see `Trail.left`."""
-        return self._trail.left(self._number)
+        return [(position, payload) for position, payload in self._trail.left(self._number) if position >= self._since]

@@ -34,9 +34,10 @@ import outcome
 import trio
 
 from luxfuse.core.names import directories_of
+from luxfuse.errors import IndexFormatError
 from luxfuse.estate.trail import Stream
 from luxfuse.index.journal_copy import JournalCopy
-from luxfuse.index.journal_file import JournalFile, Records, Table, inline_bytes
+from luxfuse.index.journal_file import OWNER, JournalFile, Records, Table, inline_bytes
 from luxfuse.index.lifecycle import boot_id
 from luxfuse.index.noted_uploads import NotedUploads
 from luxfuse.index.records import (
@@ -103,15 +104,22 @@ class Journal:
             boot, last = boot_id(), self._file.get(Table.META, b"boot")
             self.rebooted = last is not None and last != boot
             """Whether the machine went down since the journal was used last."""
-            records: Records = {(Table.META, b"next_id"): U64.pack(self._reserving), (Table.META, b"boot"): boot}
+            records: Records = {
+                (Table.META, b"next_id"): U64.pack(self._reserving),
+                (Table.META, b"boot"): boot,
+                (Table.META, OWNER): self._file.owner,
+            }
             identity = self._file.get(Table.META, b"identity")
             if identity is None:
                 identity = records[Table.META, b"identity"] = secrets.token_hex(4).encode()
             self.identity = identity.decode()
             """Made once: numbers of files are unique with it, among all journals."""
             self._file.commit(records)
+        except IndexFormatError:
+            self._file.close(fails=True)
+            raise
         except (msgspec.MsgspecError, struct.error, OSError) as exc:
-            self._file.close()
+            self._file.close(fails=True)
             raise self._file.unusable(exc) from exc
 
     def _load(self) -> None:

@@ -54,6 +54,8 @@ GENERATION = b"log"
 """The key in META: absent as long as there is no log."""
 OPENING = b"opening"
 """The key in META of the number of the last opening; see `journal_copy`."""
+OWNER = b"owner"
+"""The key in META of the estate of the daemon that opened it last, 0 for none."""
 _OF_THE_FILE = (b"format", GENERATION, OPENING)
 """Keys in META that say something of this file only."""
 MAP_BYTES = 1 << 36
@@ -218,9 +220,18 @@ class JournalFile:
     # -- what outlives the daemon before it is committed
 
     def take_up(self) -> None:
-        """Commit what the daemon before this one had not committed. Raises OSError."""
+        """Commit what the daemon before this one had not committed. Raises OSError, `IndexFormatError` for another one's.
+
+        That another mount has had the journal in between, as it may where nobody has held the lock, is seen by its owner;
+        one that was lost and began anew has none.
+        """
         if self._stream is None:
             return
+        if self._stream.continued and self.get(Table.META, OWNER) not in (None, self.owner):
+            raise IndexFormatError(
+                f"journal {self.path} has been used by another mount since, so what programs have open cannot be gone on "
+                "with; unmount, and mount again"
+            )
         mark = self._stream.mark()
         records: Records = {}
         for _, payload in self._stream.left():
@@ -229,6 +240,11 @@ class JournalFile:
         if records:
             self.commit(records)
         self._stream.written(mark)
+
+    @property
+    def owner(self) -> bytes:
+        """What META says of the one that has it now."""
+        return U64.pack(self._stream.identity if self._stream is not None else 0)
 
     def outlive(self, table: Table, key: bytes, value: bytes | None) -> None:
         """A change is made that is committed later."""

@@ -9,8 +9,18 @@ from luxfuse.index.store import IndexStore
 from luxfuse.index.uncommitted import U64, Changes, Table
 
 FIRST_INODE = 16
+ANEW_SHIFT = 32
+"""Far more than one index gives, and below the 40 bits of a volume's numbers (`vfs.shares`)."""
 FORMER_KEPT = 100_000
 """Numbers no longer in use whose names are remembered, for readers of directories that stand at them."""
+
+
+def begin_anew(store: IndexStore, times: int) -> None:
+    """An index begins anew under a kernel that knows numbers of the one before: give none of these again.
+
+    ``times``: how often that has happened to the mount.
+    """
+    store.put(Table.META, b"next_inode", U64.pack((times << ANEW_SHIFT) + FIRST_INODE))
 
 
 class Numbers:

@@ -89,12 +89,13 @@ class IndexStore:
         except lmdb.Error as exc:
             advice = "free space there" if isinstance(exc, lmdb.DiskError) else "remove it to start with a cold cache"
             raise IndexFormatError(f"index {path} cannot be opened ({exc}); {advice}") from exc
-        self._check_format()
+        self.is_new = self._check_format()
+        """Whether there was none."""
         self._take_up()
 
     def _take_up(self) -> None:
         """Make the changes that the daemon before this one had not committed: a new index has nothing to change."""
-        if self._stream is None or self._new:
+        if self._stream is None or self.is_new:
             return
         identity, committed = self._stream.identity, 0
         if (stored := self.get(Table.META, b"trail")) is not None and U64.unpack(stored[:8])[0] == identity:
@@ -104,9 +105,9 @@ class IndexStore:
                 self._pending.update({(table, key): value for table, key, value in _decode(payload)})
                 self._changed.set()
 
-    def _check_format(self) -> None:
+    def _check_format(self) -> bool:
+        """Returns whether there is none yet. Raises `IndexFormatError`."""
         found = self.get(Table.META, b"format")
-        self._new = found is None
         if found is None:
             self.put(Table.META, b"format", U64.pack(FORMAT_VERSION))
         elif len(found) != U64.size:
@@ -119,6 +120,7 @@ class IndexStore:
                 f"index {self.path} has format {version}, this luxfuse knows {FORMAT_VERSION}; "
                 "use the luxfuse that wrote it, or remove it to start with a cold cache"
             )
+        return found is None
 
     def doubt(self, why: Exception) -> IndexDamaged:
         """Note that a record is damaged, for the next start to set the index aside; returns the error to raise."""

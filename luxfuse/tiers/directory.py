@@ -27,6 +27,7 @@ from luxfuse import lasting
 from luxfuse.durable import make_private
 from luxfuse.errors import ConfigError
 from luxfuse.tiers.last_writes import LastWrites
+from luxfuse.tiers.slots import MOST_SLOTS, slots_of, taken
 from luxfuse.types import Buffer
 
 FORMAT_VERSION = 1
@@ -51,10 +52,11 @@ class Unreadable(OSError):
 class CacheDirectory:
     """One directory of cache files, used by one daemon at a time."""
 
-    def __init__(self, base: Path, source_id: str) -> None:
-        """Claim ``base``/``source_id`` or, where another daemon has it, ``source_id.1`` and so on.
+    def __init__(self, base: Path, source_id: str, slot: str | None = None) -> None:
+        """Claim ``base``/``source_id`` or, where another daemon has it, ``source_id.1`` and so on; ``slot``: just that one.
 
-        Raises `ConfigError` where the directory cannot be used.
+        One that was set aside, or left by a predecessor, comes first. Raises `ConfigError` where the directory cannot be
+        used, `MountError` where another daemon has the slot.
         """
         self.name = str(base)
         self._writers = threading.BoundedSemaphore(os.cpu_count() or 1)
@@ -64,20 +66,24 @@ class CacheDirectory:
         """Whether the file system can give the room of a part of a file back, as far as we know."""
         self._file_locks = [threading.Lock() for _ in range(FILE_LOCKS)]
         try:
-            for attempt in range(100):
-                self.path = base / (f"{source_id}.{attempt}" if attempt else source_id)
-                make_private(self.path)
-                if (lock := lasting.lock(self.path / "lock")) is not None:
-                    self._lock = lock
-                    break
-            else:
-                raise ConfigError(f"--cache-dir {base}: 100 daemons use this source here; give another directory")
+            self._claim(base, source_id, slot)
             self._objects = str(self.path / "objects")
             self._described = self.path / "cache.json"
             self.device = self.path.stat().st_dev
             self._take_up()
         except OSError as exc:
             raise ConfigError(f"--cache-dir {base}: {exc.strerror}; give a directory that can be written") from None
+
+    def _claim(self, base: Path, source_id: str, slot: str | None) -> None:
+        for each in slots_of(base, source_id) if slot is None else [slot]:
+            self.path = base / each
+            make_private(self.path)
+            if (lock := lasting.lock(self.path / "lock")) is not None:
+                self._lock = lock
+                return
+        if slot is not None:
+            raise taken(self.path)
+        raise ConfigError(f"--cache-dir {base}: {MOST_SLOTS} daemons use this source here; give another directory")
 
     @property
     def slot(self) -> str:

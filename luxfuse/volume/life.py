@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import logging
-import os
 import random
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager, nullcontext
@@ -21,7 +19,7 @@ from luxfuse.config import Settings
 from luxfuse.core.cache_directory import CacheSetting
 from luxfuse.core.units import format_count
 from luxfuse.errors import LuxError, MountError
-from luxfuse.index import journal_copy, leftovers, lifecycle
+from luxfuse.index import leftovers, lifecycle, numbers
 from luxfuse.index.journal import Journal
 from luxfuse.index.journal_copy import JournalCopy
 from luxfuse.index.objects import Objects
@@ -32,6 +30,7 @@ from luxfuse.understore.failures import safe_url
 from luxfuse.understore.retrying import Store
 from luxfuse.vfs.backings import Backings
 from luxfuse.volume import store_opening
+from luxfuse.volume.claiming import claimed, place_of
 from luxfuse.volume.neighbours import Neighbours
 from luxfuse.volume.opened import ClaimedDirectory, Local, Opened, VolumeEstate
 from luxfuse.volume.parts import VolumeParts
@@ -156,12 +155,13 @@ class VolumeLife:
             if outage is not None and not store_opening.may_be_known(settings):
                 raise outage
             self._insist_on_read_only(store)
-            async with self._claimed() as claimed:
-                home = claimed[0][1]
+            async with claimed(settings, self._estate.slots) as caches:
+                home = caches[0][1]
                 if outage is not None:
                     self._begin_away(store, home, outage)
                 with self._journal(home) as journal:
-                    async with self._index(home, claimed) as (index, directories, beginning):
+                    async with self._index(home, caches) as (index, directories, beginning):
+                        self._estate.slots.keep(home.name, {each.name: each.slot for _, each in caches})
                         yield store, Local(directories, index, journal, beginning.epoch, clean=beginning.clean), beginning
         finally:
             with trio.CancelScope(shield=True):
@@ -169,7 +169,7 @@ class VolumeLife:
 
     def _begin_away(self, store: Store, home: CacheDirectory, outage: MountError) -> None:
         """Mount without the store, as far as an earlier mount knows it. Raises ``outage`` where there was none."""
-        if not self._path("index", home).is_dir():
+        if not place_of(self.settings, "index", home).is_dir():
             raise outage
         store.presence.found_away(store.counters.last_failure)
         self._note(f"{outage}; mounted all the same, with what is known and cached here, until it answers")
@@ -182,35 +182,9 @@ class VolumeLife:
                 "it is mounted as with --read-only"
             )
 
-    @asynccontextmanager
-    async def _claimed(self) -> AsyncIterator[list[tuple[CacheSetting, CacheDirectory]]]:
-        """Claim the cache directories, the home directory first. Raises `ConfigError`."""
-        claimed: list[tuple[CacheSetting, CacheDirectory]] = []
-        try:
-            for setting in self.settings.cache_dirs:
-                path, source_id = Path(setting.path), self.settings.source_id
-                claimed.append((setting, await trio.to_thread.run_sync(CacheDirectory, path, source_id)))
-            yield sorted(claimed, key=lambda cache: self._homeliness(*cache))
-        except BaseException:
-            for _, directory in claimed:
-                directory.set_aside()
-            raise
-        for _, directory in claimed:
-            directory.close()
-
-    def _homeliness(self, setting: CacheSetting, directory: CacheDirectory) -> tuple[bool, bool]:
-        """A staged file stays where it was; else memory is no place for it."""
-        journals = (self._path("journal", directory), directory.path / journal_copy.FILE_NAME)
-        return not any(path.exists() for path in journals), setting.tier == "mem"
-
-    def _path(self, kind: str, directory: CacheDirectory) -> Path:
-        """Return where the index or journal of a cache directory is kept."""
-        name = hashlib.sha256(os.fsencode(directory.path)).hexdigest()[:16]
-        return Path(self.settings.state_dir, kind, name)
-
     @contextlib.contextmanager
     def _journal(self, directory: CacheDirectory) -> Iterator[Journal]:
-        path = self._path("journal", directory)
+        path = place_of(self.settings, "journal", directory)
         s = self.settings
         origin = leftovers.Origin(
             mountpoint=s.mountpoint, source=safe_url(s.source), source_id=s.source_id, cache=str(directory.path)
@@ -230,17 +204,19 @@ class VolumeLife:
 
     @asynccontextmanager
     async def _index(
-        self, home: CacheDirectory, claimed: Sequence[tuple[CacheSetting, CacheDirectory]]
+        self, home: CacheDirectory, caches: Sequence[tuple[CacheSetting, CacheDirectory]]
     ) -> AsyncIterator[tuple[IndexStore, list[ClaimedDirectory], lifecycle.Beginning]]:
-        path = self._path("index", home)
+        path = place_of(self.settings, "index", home)
         try:
             index = await open_index(path, self._note, self._estate.index)
         except OSError as exc:
             raise MountError(f"state directory {path}: {exc.strerror}; make it writable") from None
         try:
             with _blamed_on(path):
+                if index.is_new and (times := self._estate.slots.begin_anew()):
+                    numbers.begin_anew(index, times)
                 beginning = await lifecycle.begin(index)
-                directories = await self._numbered(index, claimed)
+                directories = await self._numbered(index, caches)
             yield index, directories, beginning
             with trio.CancelScope(shield=True), _blamed_on(path):
                 await lifecycle.end(index)
@@ -248,11 +224,11 @@ class VolumeLife:
             index.close()
 
     async def _numbered(
-        self, index: IndexStore, claimed: Sequence[tuple[CacheSetting, CacheDirectory]]
+        self, index: IndexStore, caches: Sequence[tuple[CacheSetting, CacheDirectory]]
     ) -> list[ClaimedDirectory]:
         """Tell which directory of the index each is. Raises OSError, `ConfigError`."""
         directories: list[ClaimedDirectory] = []
-        for setting, directory in claimed:
+        for setting, directory in caches:
             taken = {each.number for each in directories}
             known = lifecycle.number_of(index, str(directory.path), directory.identity, taken)
             if not known.same:

@@ -13,6 +13,7 @@ from luxfuse.estate.trail import Stream
 from luxfuse.index.journal import Journal
 from luxfuse.index.store import IndexStore
 from luxfuse.tiers.directory import CacheDirectory
+from luxfuse.tiers.slots import Slots
 from luxfuse.tiers.staging import Staging
 from luxfuse.understore.retrying import Store
 from luxfuse.vfs.will import Inherited, Will
@@ -50,6 +51,7 @@ class VolumeEstate:
 
     index: Stream | None = None
     journal: Stream | None = None
+    slots: Slots = field(default_factory=Slots)
     will: Will = field(default_factory=lambda: Will(None, 0))
     inherited: Inherited | None = None
 

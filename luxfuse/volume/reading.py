@@ -141,6 +141,7 @@ def build_reading(
         objects=objects,
         nursery=nursery,
         source_id=s.source_id,
+        slots=opened.estate.slots,
         make_space=make_space,
         prober=prober,
     )

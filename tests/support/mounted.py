@@ -29,6 +29,7 @@ from typing import Any
 
 import pytest
 
+from luxfuse.config import mount_id
 from luxfuse.control.client import ControlClient
 from luxfuse.errors import LuxError, MountError
 from luxfuse.fuse import mountpoint as mounts
@@ -250,16 +251,19 @@ class Mount:
         environment: Mapping[str, str] | None = None,
         forked: bool = True,
         keeper: bool | None = None,
+        beside: Mount | None = None,
     ) -> None:
         """``forked``: commands other than `try_mount`, and the daemon, are forked, which is faster, where that can be.
 
-        ``keeper``: whether a daemon that dies has a successor, where it is not as users have it.
+        ``keeper``: whether a daemon that dies has a successor, where it is not as users have it. ``beside``: a mount of
+        which this one shares the state and cache directories.
         """
         self.source = source
         self.base = Path(tempfile.mkdtemp(prefix="mounted-"))
         self.path = self.base / "mnt"
-        self.state = self.base / "state"
-        self.cache = Path(cache_dir) if cache_dir is not None else self.base / "cache"
+        self.state = beside.state if beside is not None else self.base / "state"
+        cache = beside.cache if beside is not None else cache_dir
+        self.cache = Path(cache) if cache is not None else self.base / "cache"
         self.expected_logs = list(expected_logs)
         self.flags = ["--cache-dir", str(self.cache), *flags]
         self._endpoint_url = endpoint_url
@@ -375,7 +379,8 @@ class Mount:
 
     def directory(self) -> Path:
         """The state directory of the mount itself."""
-        return next(iter((self.state / "mounts").iterdir()))
+        own = self.state / "mounts" / mount_id(str(self.path))
+        return own if own.is_dir() else next(iter((self.state / "mounts").iterdir()))
 
     @property
     def pid(self) -> int:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import shutil
 import stat
 import subprocess
@@ -15,11 +16,16 @@ import pytest
 import trio
 import trio.testing
 
+from luxfuse import lasting
 from luxfuse.errors import IndexFormatError
+from luxfuse.estate.memory import Estate
+from luxfuse.estate.trail import JOURNAL, Stream, stream_of
 from luxfuse.index import journal as module
 from luxfuse.index.journal import DeleteRecord, FileRecord, Journal, OperationRecord
+from luxfuse.index.journal_copy import JournalCopy
 from luxfuse.index.journal_file import JournalFile, Records, Table
 from luxfuse.index.names import Attributes
+from luxfuse.index.records import encode
 from luxfuse.index.uncommitted import U64
 from luxfuse.types import Kind, WriteMode
 from tests.support.harness import until
@@ -579,3 +585,54 @@ async def test_one_that_waits_and_fails_keeps_no_other_from_hearing(
     assert journal.is_durable(7)
     assert [entry.levelname for entry in caplog.records] == ["ERROR"]
     caplog.clear()
+
+
+@pytest.fixture
+def estates() -> Iterator[list[Estate]]:
+    """Of two mounts."""
+    fds = [os.memfd_create(f"estate-{number}") for number in range(2)]
+    yield [Estate(fd) for fd in fds]
+    for fd in fds:
+        os.close(fd)
+
+
+def stream(estate: Estate, *, continued: bool = False) -> Stream:
+    return Stream(estate.trail, stream_of(0, JOURNAL), estate.identity, continued=continued)
+
+
+@pytest.mark.expected_logs("was not the last to be used with the cache directory")
+@pytest.mark.parametrize("by", ["a mount with a successor", "a mount without one", "a mount that found the copy alone"])
+def test_the_trail_of_one_mount_is_not_taken_up_in_a_journal_that_another_has_used(
+    tmp_path: Path, estates: list[Estate], by: str
+) -> None:
+    (tmp_path / "cache").mkdir()
+    copy = JournalCopy(tmp_path / "cache")
+    own, other = estates
+    first = Journal(tmp_path / "j", stream(own), copy)
+    first.put_file(7, record("own"))  # not committed: it is in the trail alone
+    first._file.close()
+    other_path = tmp_path / ("k" if "copy" in by else "j")
+    between = Journal(other_path, None if "without" in by else stream(other), copy)
+    assert not between.files
+    between._file.commit({(Table.FILES, U64.pack(7)): encode(record("other"))})
+    between.close()
+    for _ in range(2):
+        with pytest.raises(IndexFormatError, match="has been used by another mount since"):
+            Journal(tmp_path / "j", stream(own, continued=True), copy)
+    lasting.give_back_the_rest()
+    again = Journal(tmp_path / "j", None, copy)
+    assert [each.key for each in again.files.values()] == ["other"]
+    again.close()
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_the_trail_is_taken_up_in_the_mounts_own_journal(tmp_path: Path, estates: list[Estate], lost: bool) -> None:
+    """Also where that was lost, and begins anew: nobody else can have used it."""
+    first = Journal(tmp_path / "j", stream(estates[0]))
+    first.put_file(7, record("own"))
+    first._file.close()
+    if lost:
+        shutil.rmtree(tmp_path / "j")
+    again = Journal(tmp_path / "j", stream(estates[0], continued=True))
+    assert again.files[7].key == "own"
+    again.close()
