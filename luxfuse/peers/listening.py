@@ -7,6 +7,7 @@ import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 
 import trio
 
@@ -75,10 +76,12 @@ def _kept(text: str, listening: Listening) -> Listening:
 
 
 def _inherited(text: str) -> Listening | None:
-    fds = lasting.take(f"datagrams {text}"), lasting.take(f"connections {text}")
-    if fds[0] is None or fds[1] is None:
+    found = {name: fd for name in (f"datagrams {text}", f"connections {text}") if (fd := lasting.take(name)) is not None}
+    if len(found) < 2:
+        for name, fd in found.items():
+            lasting.unlock(Path(name), fd)
         return None
-    datagrams, connections = socket.socket(fileno=fds[0]), socket.socket(fileno=fds[1])
+    datagrams, connections = (socket.socket(fileno=fd) for fd in found.values())
     for sock in (datagrams, connections):
         sock.setblocking(False)
     host, port = connections.getsockname()[:2]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import socket
 
 import pytest
 import trio
 
+from luxfuse import lasting
 from luxfuse.errors import ConfigError
 from luxfuse.peers import listening
 from luxfuse.peers.listening import Unreachable, advertised, from_wire, listen, on_wire
@@ -37,6 +39,20 @@ def test_one_port_for_both_kinds() -> None:
     finally:
         opened.close()
     listen(f"127.0.0.1:{opened.port}").close()
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_port_is_inherited_for_both_kinds_or_taken_anew(whole: bool) -> None:
+    opened = listen("127.0.0.1:0")
+    text = f"127.0.0.1:{opened.port}"
+    kept = {f"connections {text}": opened.connections, f"datagrams {text}": opened.datagrams}
+    fds = {name: os.dup(sock.fileno()) for name, sock in list(kept.items())[: 2 if whole else 1]}
+    opened.close()
+    lasting.inherit(f"{fd}={name}" for name, fd in fds.items())
+    again = listen(text)
+    inherited = [again.connections.fileno(), again.datagrams.fileno()] == list(fds.values())
+    assert (inherited, again.port) == (whole, opened.port)
+    again.close()
 
 
 def test_a_port_that_is_taken_for_datagrams_alone(monkeypatch: pytest.MonkeyPatch) -> None:
