@@ -96,7 +96,6 @@ static bool take_file(PyObject *file, struct get *g, PyObject **body)
 	}
 	g->size = (size_t)size;
 	g->stay_open = stay_open;
-	g->kept.fd = -1;
 	*body = PyBytes_FromStringAndSize(NULL, size);
 	if (!*body)
 		return false;
@@ -178,6 +177,8 @@ static PyObject *fetch(Pool *p, PyObject *files, const struct credentials *c, co
 		PyErr_SetString(PyExc_ValueError, "too many files at once");
 		return NULL;
 	}
+	for (Py_ssize_t i = 0; i < count; i++)
+		gets[i].kept.fd = -1; /* also of those that are not reached: none is to be closed */
 	for (Py_ssize_t i = 0; i < count && done; i++)
 		done = take_file(PySequence_Fast_GET_ITEM(files, i), &gets[i], &bodies[i]);
 	if (done) {

@@ -47,6 +47,19 @@ def fetch(gets: DirectGets, *files: WantedFile) -> list[Answer]:
     return gets.fetch(files, bytearray(1))
 
 
+@pytest.mark.parametrize("odd", [("key", '"v"', 0, None, False), ("\udc80", '"v"', 100, None, False)])
+def test_a_file_that_cannot_be_asked_for_closes_nothing(server: OddGets, odd: tuple[Any, ...]) -> None:
+    pool = opened(SOURCE, f"http://{server.host}", SECRETS)._pool
+    kept = os.dup(0)
+    try:
+        with pytest.raises(ValueError, match=r"no size|surrogates"):
+            pool.fetch([wanted("plain"), odd, wanted("plain")], None, bytearray(1))
+        assert os.path.sameopenfile(0, kept)
+    finally:
+        os.dup2(kept, 0)
+        os.close(kept)
+
+
 @pytest.mark.parametrize("size", [1, 4096, 1 << 20, (1 << 20) + 1, 2 << 20])
 def test_a_file_is_kept_as_python_keeps_it(server: OddGets, tmp_path: Path, size: int) -> None:
     gets = opened(SOURCE, f"http://{server.host}", SECRETS)
