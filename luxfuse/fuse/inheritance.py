@@ -13,6 +13,7 @@ import fcntl
 import mmap
 import os
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import msgspec
@@ -28,9 +29,10 @@ from luxfuse.vfs.will import Inherited
 RESENT = 1 << 63
 """FUSE_UNIQUE_RESEND: the bit of a request's number that says that it is sent again."""
 _IN_HEADER = struct.Struct("=IIQ")
-_OPERATION = struct.Struct("=QQQQq24x")
+_OPERATION = struct.Struct("=QQQQqQ16x")
 _OPERATIONS = 64
 _SLOT = struct.Struct("=QQQq")
+_SLOTS_AT = OPENS_AT + _OPERATIONS * _OPERATION.size
 _WORD = struct.Struct("=Q")
 _COUNTED, _TAKING_BACK = 2, 3
 HANDLE, DIRECTORY, INIT = b"h", b"d", b"i"
@@ -74,10 +76,14 @@ class Slot:
 
 @dataclass(frozen=True, slots=True)
 class Inheritance:
-    """``unanswered``: numbers of requests that are sent again. ``slots``: by inode."""
+    """``unanswered``: numbers of requests that are sent again. ``slots``: by inode.
+
+    ``passed_over``: slots without opens, of inodes that were registered again in another one.
+    """
 
     unanswered: frozenset[int] = frozenset()
     slots: dict[int, Slot] = field(default_factory=dict)
+    passed_over: tuple[Slot, ...] = ()
 
     def of_volume(self, estate: Estate, volume: int) -> Inherited:
         """Return what a volume finds, with numbers of its own."""
@@ -119,9 +125,9 @@ def take(estate: Estate, device: int) -> Inheritance:
         for key, value in estate.facts.items(kind):
             if decode(value).unique in unanswered:
                 estate.facts.drop(kind + key)
-    slots = _slots(estate, unanswered)
+    slots, passed_over = _slots(estate, unanswered)
     passthrough.estate(estate.memory)
-    return Inheritance(unanswered, slots)
+    return Inheritance(unanswered, slots, passed_over)
 
 
 def _unanswered(device: int) -> frozenset[int]:
@@ -139,32 +145,63 @@ def _unanswered(device: int) -> frozenset[int]:
         fcntl.fcntl(device, fcntl.F_SETFL, flags & ~os.O_NONBLOCK)
 
 
-def _slots(estate: Estate, unanswered: frozenset[int]) -> dict[int, Slot]:
+def _slots(estate: Estate, unanswered: frozenset[int]) -> tuple[dict[int, Slot], tuple[Slot, ...]]:
+    """Return the slots by inode, and those that were drained, and not given back, as the inode was registered again."""
     memory = estate.memory
-    slots_at = OPENS_AT + _OPERATIONS * _OPERATION.size
     used = min(Words(memory)[Word.SLOTS_USED], SLOTS)
-    _take_back(memory, slots_at, unanswered)
-    found = {}
+    _take_back(memory, used, unanswered)
+    found: dict[int, Slot] = {}
+    passed_over = []
+    for slot in _used_slots(memory, used):
+        other = found.get(slot.inode)
+        if other is None or slot.opens:
+            found[slot.inode] = slot
+        if other is not None:
+            passed_over.append(other if slot.opens else slot)
+    return found, tuple(passed_over)
+
+
+def _slot(memory: mmap.mmap, number: int) -> Slot:
+    inode, counts, file_inode, backing_id = _SLOT.unpack_from(memory, _SLOTS_AT + number * _SLOT.size)
+    return Slot(number, inode, backing_id, file_inode, counts >> 32, counts & 0xFFFF_FFFF)
+
+
+def _used_slots(memory: mmap.mmap, used: int) -> Iterator[Slot]:
     for number in range(used):
-        inode, counts, file_inode, backing_id = _SLOT.unpack_from(memory, slots_at + number * _SLOT.size)
-        if inode:
-            found[inode] = Slot(number, inode, backing_id, file_inode, counts >> 32, counts & 0xFFFF_FFFF)
-    return found
+        slot = _slot(memory, number)
+        if slot.inode:
+            yield slot
 
 
-def _take_back(memory: mmap.mmap, slots_at: int, unanswered: frozenset[int]) -> None:
+def _slot_of(memory: mmap.mmap, used: int, number: int, inode: int) -> int | None:
+    """Return the slot that has the opens of an inode, of which slot ``number`` had one; None: there is none any more."""
+    own = _slot(memory, number)
+    if not inode or (own.inode == inode and own.opens):
+        return number if inode else None
+    others = (slot.number for slot in _used_slots(memory, used) if slot.inode == inode and slot.opens)
+    return next(others, number if own.inode == inode else None)
+
+
+def _take_back(memory: mmap.mmap, used: int, unanswered: frozenset[int]) -> None:
     """Take counts back whose answers the kernel has not got; see estate.c. If a kill breaks it off, the next one ends it.
 
-    First it is found out which of them were counted at all: that can be seen only as long as no count is changed.
+    First it is found out which of them were counted at all: that can be seen only as long as no count is changed. The end
+    of an open may have been the last one of a slot that is not the inode's any more.
     """
     for settled in (False, True):
         for number in range(_OPERATIONS):
             at = OPENS_AT + number * _OPERATION.size
-            before_at, state_at = at + 2 * _WORD.size, at + 3 * _WORD.size
-            unique, slot, before, state, by = _OPERATION.unpack_from(memory, at)
+            slot_at, before_at, state_at = (at + n * _WORD.size for n in (1, 2, 3))
+            unique, slot, before, state, by, inode = _OPERATION.unpack_from(memory, at)
             if not state or unique & ~RESENT not in unanswered:
                 continue
-            counts_at = slots_at + slot * _SLOT.size + _WORD.size
+            if settled and state != _TAKING_BACK:
+                slot = _slot_of(memory, used, slot, inode or _slot(memory, slot).inode)
+                if slot is None:
+                    _WORD.pack_into(memory, state_at, 0)
+                    continue
+                _WORD.pack_into(memory, slot_at, slot)  # before it counts: from then on it is gone on with
+            counts_at = _SLOTS_AT + slot * _SLOT.size + _WORD.size
             (counts,) = _WORD.unpack_from(memory, counts_at)
             if not settled:
                 if state not in (_COUNTED, _TAKING_BACK):

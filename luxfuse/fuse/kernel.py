@@ -39,8 +39,13 @@ class KernelSide:
         """``inheritance``: what the daemon before this one has registered."""
         self._slots = dict(inheritance.slots) if inheritance is not None else {}
         """What nobody has taken over yet, by inode."""
-        self._inherited_ids = None if inheritance is None else {slot.backing_id for slot in inheritance.slots.values()}
+        self._left = list(inheritance.passed_over) if inheritance is not None else []
+        """What nobody is to take over."""
+        slots = (*self._slots.values(), *self._left)
+        self._inherited_ids = None if inheritance is None else {slot.backing_id for slot in slots}
         """None: there was no predecessor, or its strays are closed."""
+        self._inherited = False
+        """Whether `end_inheritance` was called; volumes may still be attached that have something to take over."""
         self._device_fd = -1
         self._accepted: set[int] = set()
         self.passthrough = False
@@ -155,22 +160,34 @@ class KernelSide:
 
     def inherit(self, inode: int, fd: int, stamp_ns: int, *, retired: bool) -> bool:
         slot = self._slots[inode]
-        same = not retired and os.fstat(fd).st_ino == slot.file_inode
+        same = fd >= 0 and not retired and os.fstat(fd).st_ino == slot.file_inode
         try:
             passthrough.inherit(inode, slot.number, slot.backing_id, fd, stamp_ns, retired or not same)
         except OSError as exc:
             log.error("inode %d, which is open, cannot be taken over: %s", inode, exc.strerror)  # noqa: TRY400 (says all)
+            self.disinherit(inode)
             return False
         del self._slots[inode]
         return True
 
+    def disinherit(self, inode: int) -> None:
+        self._left.append(self._slots.pop(inode))
+        if self._inherited:
+            self._give_back_left()
+
     def end_inheritance(self) -> None:
         """Close the backing ids that a predecessor has left, and of which nothing is open. The device is known."""
+        self._inherited = True
         for inode, slot in list(self._slots.items()):
             if not slot.opens:
-                self._close(slot.backing_id)
-                passthrough.give_back(slot.number)
-                del self._slots[inode]
+                self._left.append(self._slots.pop(inode))
+        self._give_back_left()
+
+    def _give_back_left(self) -> None:
+        while self._left:
+            slot = self._left.pop()
+            self._close(slot.backing_id)  # programs that have it open keep it
+            passthrough.give_back(slot.number)
 
     def lend(self, inode: int, fd: int) -> bool:
         if not self.serves_bytes:

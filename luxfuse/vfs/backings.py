@@ -47,6 +47,8 @@ class Backing:
     """None while the backing is a staging file, and once it is a cache file that the cache has lost."""
     nameless: bool = False
     """Whether it was removed."""
+    gone: bool = False
+    """Whether it was a staging file that a predecessor had, and of which nothing is left."""
 
 
 class Backings:
@@ -110,6 +112,8 @@ class Backings:
             return await dirty.source.bytes.read(offset, length)
         if backing is None:
             raise BadHandle(f"inode {inode} is not open")
+        if backing.gone:
+            raise Stale(f"the content of {backing.key!r}, which is open, is gone")
         obj = self._cache.acquire(backing.key, backing.entry.version, backing.entry.size)
         try:
             return await self._cache.read(obj, offset, length)
@@ -223,9 +227,23 @@ class Backings:
         backing = self._backings.get(inode)
         if backing is not None:
             backing.parent, backing.name = dirty.place or (backing.parent, backing.name)
-            backing.key, backing.entry = dirty.key, entry
+            backing.key, backing.entry, backing.gone = dirty.key, entry, False
             self._set_object(inode, backing, oid)
             self._kernel.restamp(inode, stamp_ns, self._namespace.belief.remaining_s(entry))
+
+    def will_detach(self, dirty: Dirty, entry: Entry, oid: bytes) -> None:
+        """`detach_staged` comes next, or `stays_staged`: a successor that finds the file gone is to know what it was."""
+        backing = self._backings.get(dirty.inode)
+        if backing is not None and self._will.wanted:
+            parent, name = dirty.place or (backing.parent, backing.name)
+            fact = BackingFact(parent, name, dirty.key, entry, oid, backing.nameless)
+            self._will.backing(dirty.inode, fact)
+
+    def stays_staged(self, inode: int) -> None:
+        """The backing is the staging file still."""
+        backing = self._backings.get(inode)
+        if backing is not None:
+            self._note(inode, backing)
 
     def moved(self, inode: int, entry: Entry, key: str, oid: bytes | None) -> None:
         """The inode has another key or version now; ``oid`` is the cached object of it, if that was kept."""
@@ -253,8 +271,9 @@ class Backings:
 
     def _note(self, inode: int, backing: Backing) -> None:
         if self._will.wanted:
-            b = backing
-            self._will.backing(inode, BackingFact(b.parent, b.name, b.key, b.entry, b.oid, b.nameless))
+            b, dirty = backing, self._dirty.get(inode)
+            staged = b.gone or (b.oid is None and dirty is not None and dirty.source is not None)
+            self._will.backing(inode, BackingFact(b.parent, b.name, b.key, b.entry, b.oid, b.nameless, staged))
 
     def lose_name(self, inode: int) -> None:
         """The inode was removed."""
@@ -263,14 +282,22 @@ class Backings:
             backing.nameless = True
             self._note(inode, backing)
 
-    def inherit(self, inode: int, fact: BackingFact, fd: int, stamp_ns: int, *, lost: bool) -> bool:
-        """Take over the backing that the kernel has of an inode; ``fd`` is its file, unless that is ``lost``."""
+    def inherit(self, inode: int, fact: BackingFact, fd: int, stamp_ns: int) -> bool:
+        """Take over the backing that the kernel has of an inode; ``fd`` is its file, -1 if that is lost."""
+        lost, dirty = fd < 0, self._dirty.get(inode)
         backing = Backing(fact.parent, fact.name, fact.key, fact.entry, None, fact.nameless)
+        backing.gone = lost and (dirty is None or dirty.source is None) and (fact.staged or not fact.entry.version)
         # One that was removed goes with its last close, as it would have before.
         if not self._kernel.inherit(inode, fd, stamp_ns, retired=lost or fact.nameless):
             return False
         self._add(inode, backing, None if lost else fact.oid)
+        if backing.gone:  # what is open has nothing to read; the name stands for what the store has
+            self._namespace.renumber(inode)
         return True
+
+    def disinherit(self, inode: int) -> None:
+        """Leave what the kernel has of an inode, of which nothing else is known."""
+        self._kernel.disinherit(inode)
 
     # -- take away
 

@@ -288,8 +288,10 @@ class Files:
 
     def open_entry(self, inode: int) -> Entry | None:
         """Return the entry of an inode that is open, though its name may be gone or stand for another one."""
-        opened = self.copied.get(inode) or self.backings.get(inode)
-        return opened.entry if opened is not None else None
+        if (copied := self.copied.get(inode)) is not None:
+            return copied.entry
+        backing = self.backings.get(inode)
+        return backing.entry if backing is not None and not backing.gone else None
 
 
 def _said_since(obj: CachedObject, since_s: float) -> bool:

@@ -47,8 +47,12 @@ class Kernel(Told, Protocol):
     def inherit(self, inode: int, fd: int, stamp_ns: int, *, retired: bool) -> bool:
         """Take over the backing, and the opens, that a predecessor gave the inode; the caller still closes fd.
 
-        ``retired``: it takes no new opens. False, which is logged: it cannot be taken over.
+        ``fd`` -1: the file is lost, and what the kernel does not read itself comes to us. ``retired``: it takes no new
+        opens. False, which is logged: it cannot be taken over.
         """
+
+    def disinherit(self, inode: int) -> None:
+        """Nobody takes that over, and it is forgotten; the kernel reads and writes on where it does so itself."""
 
     def lend(self, inode: int, fd: int) -> bool:
         """Have READs of copied opens of an inode answered from ``fd``, a whole file; the caller still closes fd.
@@ -153,6 +157,9 @@ class NoKernel(Untold):
     def inherit(self, inode: int, fd: int, stamp_ns: int, *, retired: bool) -> bool:
         """Refuse."""
         return False
+
+    def disinherit(self, inode: int) -> None:
+        """There was no predecessor."""
 
     def lend(self, inode: int, fd: int) -> bool:
         """Refuse."""

@@ -160,6 +160,7 @@ class Publisher:
         self._room.account(dirty)
         oid = self._cache.object_id(key, entry.version)
         space = self._room.space_of(dirty)
+        self._files.backings.will_detach(dirty, entry, oid)
         if keep:
             try:
                 self._staging.publish(dirty.number, oid)
@@ -168,6 +169,7 @@ class Publisher:
                 keep = False
                 if not self._files.backings.retire_idle(dirty.inode):
                     self._mapped.add(dirty)
+                    self._files.backings.stays_staged(dirty.inode)
                     return False
         if keep:
             reached("publish.renamed")

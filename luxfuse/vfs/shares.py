@@ -86,6 +86,9 @@ class KernelShare:
     def inherit(self, inode: int, fd: int, stamp_ns: int, *, retired: bool) -> bool:
         return self._kernel.inherit(self._base | inode, fd, stamp_ns, retired=retired)
 
+    def disinherit(self, inode: int) -> None:
+        self._kernel.disinherit(self._base | inode)
+
     def lend(self, inode: int, fd: int) -> bool:
         return self._kernel.lend(self._base | inode, fd)
 

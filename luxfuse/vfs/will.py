@@ -25,7 +25,10 @@ BACKING, COPIED, NAMELESS = b"b", b"c", b"n"
 
 
 class BackingFact(msgspec.Struct, array_like=True, frozen=True):
-    """An inode with a backing, see `vfs.backings.Backing`."""
+    """An inode with a backing, see `vfs.backings.Backing`.
+
+    ``staged``: that is a staging file, and what it has since it was opened is not what ``entry`` says.
+    """
 
     parent: int
     name: bytes
@@ -33,6 +36,7 @@ class BackingFact(msgspec.Struct, array_like=True, frozen=True):
     entry: Entry
     oid: bytes | None
     nameless: bool
+    staged: bool = False
 
 
 class CopiedFact(msgspec.Struct, array_like=True, frozen=True):

@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from luxfuse.steps import DIE_AT, DIE_ONCE
 from tests.mount.conftest import new_bucket
+from tests.mount.test_keeper import DIED, Program
 from tests.support.fast_s3 import FastS3
 from tests.support.mounted import ALWAYS, MIB, Mount, Mounts, content, digest, put, wait_for
 
@@ -240,3 +242,47 @@ def test_reads_of_a_file_that_is_open_for_long_do_not_ask_for_attributes(
     for offset in random.Random(5).sample(range(0, LARGE, 4096), 50):
         assert reader("pread", "it", offset, 4096) == digest(data[offset : offset + 4096])
     assert asked(mount) - before <= 2 + (time.monotonic() - began)
+
+
+READ_AGAIN = """
+def read_again(f):
+    os.posix_fadvise(f, 0, 0, os.POSIX_FADV_DONTNEED)
+    return os.pread(f, 1 << 20, 0)
+"""
+
+
+def test_a_successor_reads_on_where_the_cache_file_is_gone(
+    mounting: Mounts, s3: FastS3, bucket: str, tmp_path: Path
+) -> None:
+    """The daemon is killed twice: after somebody has removed it; and as a written file is about to become one."""
+    data = content("cached", 200_000)
+    put(s3, bucket, "cached", data)
+    mount = mounting(
+        f"s3://{bucket}", "--write-mode", "async-through", endpoint_url=s3.endpoint, keeper=True,
+        options={"passthrough": "off"}, environment={DIE_AT: "publish.renamed", DIE_ONCE: str(tmp_path / "once")},
+        expected_logs=[DIED, "the cache file of 'cached' is gone; fetching it again"],
+    )  # fmt: skip
+    (mount.base / "data").write_bytes(data)
+    program = Program(
+        mount,
+        f"{READ_AGAIN}\ndata = open(sys.argv[2], 'rb').read()\nf = os.open('cached', os.O_RDONLY)\n"
+        "assert read_again(f) == data",
+        "assert read_again(f) == data, len(read_again(f))\nassert open('cached', 'rb').read() == data",
+        "w = os.open('new', os.O_CREAT | os.O_WRONLY); os.write(w, data); n = os.open('new', os.O_RDONLY); os.close(w)",
+        "assert read_again(n) == data, len(read_again(n))\nassert read_again(f) == data",
+        arguments=[str(mount.base / "data")],
+    )
+    program.step()
+    (cached,) = mount.cache_files()
+    cached.unlink()
+    mount.replaced()
+    program.step()
+    (tmp_path / "once").touch()
+    before = mount.pid
+    program.step()
+    wait_for("the daemon killed itself", lambda: not (tmp_path / "once").exists())
+    wait_for("a successor", lambda: mount.serves_as_successor_of(before))
+    program.step()
+    program.end()
+    wait_for("all is stored", lambda: mount.status()["dirty"]["files"] == 0)
+    assert mount.read("new") == digest(data)

@@ -46,6 +46,7 @@ class _Missing:
 @dataclass
 class _Backing:
     fd: int
+    """-1: the file is lost, and reads ask."""
     stamp_ns: int
     opens: int = 0
     retired: bool = False
@@ -122,11 +123,16 @@ class FakeKernel:
         if inode in self.not_inherited:
             return False
         opens, writers = self.left.pop(inode)
-        backing = self.table[inode] = _Backing(os.dup(fd), stamp_ns, opens, retired)
+        backing = self.table[inode] = _Backing(os.dup(fd) if fd >= 0 else -1, stamp_ns, opens, retired)
+        if fd < 0:
+            return True
         backing.writers = [os.open(f"/proc/self/fd/{fd}", os.O_RDWR) for _ in range(writers)]
         st = os.fstat(fd)
         self.backing_of[inode] = (st.st_dev, st.st_ino)
         return True
+
+    def disinherit(self, inode: int) -> None:
+        del self.left[inode]
 
     def lend(self, inode: int, fd: int) -> bool:
         assert inode not in self.lent, "lent twice"
@@ -189,12 +195,12 @@ class FakeKernel:
         backing.retired = True
         if backing.opens:
             return False
-        os.close(self.table.pop(inode).fd)
+        _close(self.table.pop(inode).fd)
         return True
 
     def is_intact(self, inode: int) -> bool:
         backing = self.table.get(inode)
-        return backing is not None and os.fstat(backing.fd).st_mtime_ns == backing.stamp_ns
+        return backing is not None and backing.fd >= 0 and os.fstat(backing.fd).st_mtime_ns == backing.stamp_ns
 
     def take_touched(self) -> list[int]:
         touched = [inode for inode, backing in self.table.items() if backing.touched]
@@ -303,9 +309,10 @@ class FakeKernel:
 
     def _open_passthrough(self, inode: int, backing: _Backing) -> int:
         assert self.cached_opens[inode] == 0, f"EIO: passthrough open of inode {inode} while cached ones live"
-        st = os.fstat(backing.fd)
-        known = self.backing_of.setdefault(inode, (st.st_dev, st.st_ino))
-        assert known == (st.st_dev, st.st_ino), f"EIO: another backing file for inode {inode}"
+        if backing.fd >= 0:
+            st = os.fstat(backing.fd)
+            known = self.backing_of.setdefault(inode, (st.st_dev, st.st_ino))
+            assert known == (st.st_dev, st.st_ino), f"EIO: another backing file for inode {inode}"
         backing.opens += 1
         backing.touched = True
         return MARK | MARK_FAST | inode
@@ -348,8 +355,10 @@ class FakeKernel:
         Bytes that came early are stored when this returns, so that tests know what is on disk.
         """
         assert length <= READ_BYTES
+        if handle & MARK_FAST and (fd := self.table[handle & INODE_MASK].fd) >= 0:
+            return os.pread(fd, length, offset)
         if handle & MARK_FAST:
-            return os.pread(self.table[handle & INODE_MASK].fd, length, offset)
+            return bytes(await fs.read(ref_of(handle), offset, length))
         lent = self.lent.get(self.handles[handle])
         data = bytes(await fs.read(ref_of(handle), offset, length)) if lent is None else os.pread(lent, length, offset)
         for obj in list(fs._cache.contents._live.values()) if isinstance(fs, FileSystem) else []:
@@ -433,14 +442,19 @@ class FakeKernel:
         backing.opens -= 1
         assert backing.opens >= len(backing.writers)
         if not backing.opens:
-            del self.backing_of[inode]
+            self.backing_of.pop(inode, None)
             if backing.retired:
-                os.close(self.table.pop(inode).fd)
+                _close(self.table.pop(inode).fd)
                 self._drained(inode)
 
     def is_passthrough(self, handle: int) -> bool:
         """Whether an open is served by the kernel alone."""
         return bool(handle & MARK_FAST)
+
+
+def _close(fd: int) -> None:
+    if fd >= 0:
+        os.close(fd)
 
 
 def ref_of(handle: int) -> Ref:

@@ -463,7 +463,8 @@ def _close_files(mount: Mount) -> None:
     """What the end of a process closes."""
     for backing in mount.kernel.table.values():
         for fd in (backing.fd, *backing.writers):
-            os.close(fd)
+            if fd >= 0:
+                os.close(fd)
     for dirty in mount.dirty:
         if dirty.source is not None:
             dirty.source.bytes.abandon()

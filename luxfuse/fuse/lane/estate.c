@@ -9,6 +9,8 @@
  * written down first, with the count of before, then the count is changed, then the operation is marked as counted; all
  * under the lock of the inode's stripe. The successor learns from the kernel which requests it will be sent again, and takes
  * those back that were counted (`luxfuse.fuse.inheritance`). Opens and writers are one word, so that they change together.
+ * An operation also says whose opens it has counted: by the time of a kill the inode may have another slot, and the slot be
+ * another inode's.
  */
 #include "lane.h"
 
@@ -20,7 +22,8 @@
 struct operation {
 	atomic_ullong unique, slot, before, state; /* 0: none, 1: about to be counted, 2: counted */
 	int64_t by;
-	uint64_t spare[3];
+	uint64_t ino; /* of the slot; 0 in the estate's first format */
+	uint64_t spare[2];
 };
 
 struct slot {
@@ -109,6 +112,7 @@ void estate_count(struct slot *s, uint64_t unique, int opens, int writers)
 	atomic_store(&o->slot, (unsigned long long)(s - slots));
 	atomic_store(&o->before, before);
 	o->by = by;
+	o->ino = atomic_load(&s->ino);
 	atomic_store(&o->state, 1);
 	atomic_store(&s->counts, before + (uint64_t)by);
 	atomic_store(&o->state, 2);

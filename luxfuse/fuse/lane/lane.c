@@ -249,7 +249,7 @@ static bool answer_open(struct lane *lane, const struct fuse_in_header *in, cons
 	count_up(&lane->opens, 1);
 	lane->seen.passthrough = reply.backing_id != 0;
 	if (send_reply(in->unique, 0, &reply, sizeof reply) < 0)
-		table_released(in->nodeid, in->unique, false); /* the opener is gone, and no RELEASE will come */
+		table_not_opened(in->nodeid, in->unique, false); /* the opener is gone, and no RELEASE will come */
 	estate_answered();
 	return true;
 }

@@ -35,6 +35,8 @@
 #define MARK_WRITE (1ull << 58)	     /* with MARK_FAST: asked about at FLUSH and RELEASE, and counted down by Python */
 #define INODE_MASK ((1ull << 48) - 1)
 
+#define RESENT (1ull << 63) /* of a request's number: it is sent again, as a predecessor has not answered it */
+
 static inline bool is_fast(uint64_t fh)
 {
 	return fh & MARK && fh & MARK_FAST;
@@ -113,10 +115,10 @@ struct slot;
 struct registration {
 	uint64_t ino;
 	int backing_id; /* 0: READ and WRITE are answered here */
-	int fd;
+	int fd; /* -1, with `inherited`: it is lost */
 	int64_t stamp_ns, valid_until_ns;
 	bool notice;
-	struct slot *inherited; /* the slot in which a predecessor has counted opens */
+	struct slot *inherited; /* the slot in which a predecessor has counted opens; the caller's, unless 0 is returned */
 	bool retired;
 };
 
@@ -124,8 +126,8 @@ int table_register(const struct registration *r);				   /* 0, or an errno; EEXIS
 uint64_t table_acquire(uint64_t ino, int64_t valid_until_ns, bool writing);	   /* the handle, 0: none */
 bool table_open(uint64_t ino, uint64_t unique, struct open_reply *reply); /* counts an open that only reads, and describes it */
 void table_answering(uint64_t ino, uint64_t unique, bool writing); /* an open that was acquired is about to be answered */
-/* `unique`: of the RELEASE. Returns whether an open that writes was counted down. */
-bool table_released(uint64_t ino, uint64_t unique, bool writing);
+bool table_released(uint64_t ino, uint64_t unique, bool writing); /* `unique`: of the RELEASE. Whether there was such an open */
+void table_not_opened(uint64_t ino, uint64_t unique, bool writing); /* the answer to an open has reached nobody */
 void table_restamp(uint64_t ino, int64_t stamp_ns, int64_t valid_until_ns);
 int table_retire(uint64_t ino, bool only_idle); /* as `retire` in module.c */
 void table_describe(uint64_t ino, struct open_reply *reply); /* adds backing id and flags, if it is registered */

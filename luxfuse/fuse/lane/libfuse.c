@@ -98,7 +98,7 @@ static int send_open_reply(fuse_req_t req, uint64_t fh, const void *reply, size_
 		table_answering(fh & INODE_MASK, answering_unique, fh & MARK_WRITE);
 	int result = fuse_reply_buf(req, reply, size);
 	if (result < 0 && is_fast(fh))
-		table_released(fh & INODE_MASK, answering_unique, fh & MARK_WRITE);
+		table_not_opened(fh & INODE_MASK, answering_unique, fh & MARK_WRITE);
 	estate_answered();
 	return result;
 }

@@ -237,9 +237,10 @@ static PyObject *py_acquire(PyObject *self, PyObject *args)
 static PyObject *py_released(PyObject *self, PyObject *args)
 {
 	unsigned long long ino;
-	if (!PyArg_ParseTuple(args, "K", &ino))
+	int writing = 1;
+	if (!PyArg_ParseTuple(args, "K|p", &ino, &writing))
 		return NULL;
-	return PyBool_FromLong(table_released(ino, current_unique, true));
+	return PyBool_FromLong(table_released(ino, current_unique, writing));
 }
 
 static PyObject *py_restamp(PyObject *self, PyObject *args)
@@ -595,13 +596,13 @@ static PyMethodDef methods[] = {
 	{ "queued", py_queued, METH_NOARGS, "queued() -> requests that were read, and that Python has not taken." },
 	{ "register", py_register, METH_VARARGS, "register(ino, backing_id, fd, stamp_ns, valid_until_ns, notice=False): answer OPENs of ino here, and without a backing id (0) READs and WRITEs; fd is duplicated." },
 	{ "estate", py_estate, METH_VARARGS, "estate(memory): count the opens in it, for a successor; before anything is registered." },
-	{ "inherit", py_inherit, METH_VARARGS, "inherit(ino, slot, backing_id, fd, stamp_ns, retired): register an inode with the opens of a slot." },
+	{ "inherit", py_inherit, METH_VARARGS, "inherit(ino, slot, backing_id, fd, stamp_ns, retired): register an inode with the opens of a slot; fd -1: its file is lost." },
 	{ "give_back", py_give_back, METH_VARARGS, "give_back(slot): a slot of a predecessor is free." },
 	{ "answering", py_answering, METH_VARARGS, "answering(unique): the request whose open Python answers next." },
 	{ "lend", py_lend, METH_VARARGS, "lend(ino, fd): answer READs of the opens of ino that are not counted here from fd, which is duplicated." },
 	{ "take_back", py_take_back, METH_VARARGS, "take_back(ino): end that, if it was lent; what is read afterwards is not answered here." },
 	{ "acquire", py_acquire, METH_VARARGS, "acquire(ino, valid_until_ns, writing=False) -> fh | None: count one more open of a registered inode." },
-	{ "released", py_released, METH_VARARGS, "released(ino): count down an open that was acquired for writing; whether there was one." },
+	{ "released", py_released, METH_VARARGS, "released(ino, writing=True): count down an open that was acquired for writing, or not; whether there was one." },
 	{ "restamp", py_restamp, METH_VARARGS, "restamp(ino, stamp_ns, valid_until_ns): the backing file has a new mtime that is ours; stamp_ns -1: it has not." },
 	{ "retire", py_retire, METH_VARARGS, "retire(ino, only_idle=False) -> backing id to close now; 0: none, or open (see take_drained); -1: left, open." },
 	{ "is_intact", py_is_intact, METH_VARARGS, "is_intact(ino) -> whether nobody else wrote to the backing file." },

@@ -189,6 +189,6 @@ void prompt_created(uint64_t unique, const struct prompt_attributes *a, uint64_t
 	}
 	/* It fails if the connection has ended, or the opener is gone: no RELEASE will come, so the open is counted down. */
 	if (send_reply(unique, 0, &reply, sizeof reply) < 0 && is_fast(fh))
-		table_released(fh & INODE_MASK, unique, fh & MARK_WRITE);
+		table_not_opened(fh & INODE_MASK, unique, fh & MARK_WRITE);
 	estate_answered();
 }

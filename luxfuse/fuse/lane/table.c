@@ -16,6 +16,9 @@
  * before that are those of before the change. Else the request goes to Python. An entry in use is freed last.
  * A file that is sent to the disk is in use, too, but not open for writing: that could delay those who look for writers.
  *
+ * What a predecessor has left open may have no file here, as that was removed, or cannot be opened now. Its opens count all
+ * the same; the kernel reads on where it does so itself, and what comes here goes to Python, which knows what was open.
+ *
  * Entries are spread over stripes, each with a lock of its own.
  */
 #include "lane.h"
@@ -43,7 +46,7 @@ struct entry {
 	uint32_t users;	  /* READs, WRITEs and write-outs under way */
 	uint32_t filling; /* those of `users` that write */
 	int32_t backing_id;
-	int fd;
+	int fd;	      /* -1: there is none, see above */
 	int write_fd; /* -1: not open for writing, or the kernel or Python writes */
 	uint64_t granted_bytes; /* that WRITEs may fill */
 	uint64_t filling_bytes; /* that WRITEs under way were given of it */
@@ -52,6 +55,7 @@ struct entry {
 	atomic_ullong read_since; /* bytes, and opens, that lanes answered since `take_busy` last looked */
 	uint32_t opened_since;
 	bool retired;
+	bool inherited; /* opens of a predecessor are, or were, among them */
 	bool gone;    /* in no list any more; freed by the last user */
 	bool touched; /* opened since `take_touched` last looked */
 	bool shown;   /* an open has been answered: what the kernel caches since is of this file */
@@ -134,7 +138,8 @@ static void free_entry(struct entry *e)
 {
 	if (!e)
 		return;
-	close(e->fd);
+	if (e->fd >= 0)
+		close(e->fd);
 	if (e->write_fd >= 0)
 		close(e->write_fd);
 	free(e);
@@ -157,7 +162,7 @@ unsigned long long table_served_opens(void)
 static void begin_writing(struct entry *e)
 {
 	char path[40];
-	if (e->backing_id || e->write_fd >= 0)
+	if (e->backing_id || e->write_fd >= 0 || e->fd < 0)
 		return;
 	snprintf(path, sizeof path, "/proc/self/fd/%d", e->fd);
 	e->write_fd = open(path, O_RDWR | O_CLOEXEC);
@@ -169,14 +174,15 @@ int table_register(const struct registration *r)
 	if (!e)
 		return ENOMEM;
 	*e = (struct entry){ .ino = r->ino, .backing_id = r->backing_id, .stamp_ns = r->stamp_ns, .valid_until_ns = r->valid_until_ns,
-			     .notice = r->notice, .write_fd = -1, .slot = r->inherited, .retired = r->retired };
+			     .notice = r->notice, .write_fd = -1, .slot = r->inherited, .retired = r->retired, .inherited = r->inherited };
 	e->fd = fcntl(r->fd, F_DUPFD_CLOEXEC, 3);
-	if (e->fd < 0) {
+	if (e->fd < 0 && !r->inherited) {
 		const int error = errno;
 		free(e);
 		return error;
 	}
 	if (e->slot) { /* what the kernel has open, it knows how to read */
+		e->retired |= e->fd < 0;
 		e->opens = (uint32_t)(estate_counts(e->slot) >> 32);
 		e->writers = (uint32_t)estate_counts(e->slot);
 		e->shown = true;
@@ -195,7 +201,8 @@ int table_register(const struct registration *r)
 		*slot = e;
 	unlock_slot(r->ino);
 	if (taken) {
-		estate_give(e->slot);
+		if (!r->inherited)
+			estate_give(e->slot);
 		free_entry(e);
 	}
 	return taken ? EEXIST : 0;
@@ -273,16 +280,23 @@ bool table_open(uint64_t ino, uint64_t unique, struct open_reply *reply)
 	return found;
 }
 
-bool table_released(uint64_t ino, uint64_t unique, bool writing)
+static bool are_among(uint64_t opens, uint64_t writers, bool writing)
 {
-	bool report = false, written = false;
+	return writing ? writers : opens > writers;
+}
+
+/* Count down an open of that kind, and return whether there was one: never another one's. It may not have been answered. */
+static bool count_down(uint64_t ino, uint64_t unique, bool writing, bool of_predecessor)
+{
+	bool report = false, found = false;
 	int unused_fd = -1;
 	struct entry **slot = lock_slot(ino), *e = *slot;
-	if (e && e->opens) {
-		written = writing && e->writers;
-		e->writers -= written;
-		if (e->slot && estate_counts(e->slot) >> 32)
-			estate_count(e->slot, unique, -1, written ? -1 : 0);
+	if (e && are_among(e->opens, e->writers, writing) && (e->inherited || !of_predecessor)) {
+		found = true;
+		e->writers -= writing;
+		const uint64_t noted = e->slot ? estate_counts(e->slot) : 0;
+		if (are_among(noted >> 32, (uint32_t)noted, writing))
+			estate_count(e->slot, unique, -1, writing ? -1 : 0);
 		if (!e->writers)
 			e->granted_bytes = 0;
 		unused_fd = end_writing(e);
@@ -300,7 +314,19 @@ bool table_released(uint64_t ino, uint64_t unique, bool writing)
 		close(unused_fd);
 	if (report)
 		tell(drained_fd);
-	return written;
+	return found;
+}
+
+/* One that a predecessor has read, and not answered, is sent again. What it ends was inherited, unless it was counted down,
+ * and its file given up, by then: what is open now was opened here. */
+bool table_released(uint64_t ino, uint64_t unique, bool writing)
+{
+	return count_down(ino, unique, writing, unique & RESENT);
+}
+
+void table_not_opened(uint64_t ino, uint64_t unique, bool writing)
+{
+	count_down(ino, unique, writing, false);
 }
 
 void table_restamp(uint64_t ino, int64_t stamp_ns, int64_t valid_until_ns)
@@ -365,7 +391,7 @@ struct entry *table_use(uint64_t ino, bool fast, bool writing, uint64_t room_byt
 	if (!fast)
 		ino |= LENT;
 	struct entry *e = *lock_slot(ino);
-	if (e && (!writing || e->write_fd >= 0) && e->granted_bytes >= room_bytes) {
+	if (e && (writing ? e->write_fd : e->fd) >= 0 && e->granted_bytes >= room_bytes) {
 		e->users++;
 		e->filling += writing;
 		e->granted_bytes -= room_bytes;

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+from pathlib import Path
 
 from luxfuse.cache.page_cache import PageCache
 from luxfuse.cache.upload_source import Source
@@ -132,38 +133,41 @@ class InheritedOpens:
             fact = facts.get(inode)
             if fact is None:
                 log.error("inode %d is open in passthrough, and nothing is known of it", inode)
+                self._files.backings.disinherit(inode)
                 self._lost.add(inode)
                 continue
-            fd, stamp_ns, lost = self._file_of(inode, fact)
+            fd, stamp_ns = self._file_of(inode, fact)
             try:
-                if not self._files.backings.inherit(inode, fact, fd, stamp_ns, lost=lost):
+                if not self._files.backings.inherit(inode, fact, fd, stamp_ns):
                     self._lost.add(inode)
                     self._will.no_backing(inode)
             finally:
-                os.close(fd)
+                if fd >= 0:
+                    os.close(fd)
         for inode in facts.keys() - self._inherited.registered.keys():
             self._will.no_backing(inode)
 
-    def _file_of(self, inode: int, fact: BackingFact) -> tuple[int, int, bool]:
-        """Return the file of a backing: a descriptor to read it, its mtime as we left it, and whether it is lost.
-
-        The kernel reads on from one that is lost; the descriptor is then of nothing.
-        """
+    def _file_of(self, inode: int, fact: BackingFact) -> tuple[int, int]:
+        """Return the file of a backing: a descriptor to read it, and its mtime as we left it; -1: it is lost."""
         dirty = self._entries.get(inode)
         if dirty is not None and dirty.source is not None:
-            fd = os.open(f"/proc/self/fd/{dirty.content.fd}", os.O_RDONLY | os.O_CLOEXEC)
-            return fd, os.fstat(fd).st_mtime_ns, False
+            return _opened(f"/proc/self/fd/{dirty.content.fd}", fact.key), os.fstat(dirty.content.fd).st_mtime_ns
         if fact.oid is not None:
             obj = self._cache.acquire(fact.key, fact.entry.version, fact.entry.size)
             try:
                 if obj.oid == fact.oid and obj.space is not None:
-                    path = obj.space.directory.file_of(obj.oid)
-                    return os.open(path, os.O_RDONLY | os.O_CLOEXEC), obj.record.stamp, False
-            except OSError as exc:
-                log.info("the cache file of %r, which is open, is gone: %s", fact.key, exc.strerror)
+                    return _opened(obj.space.directory.file_of(obj.oid), fact.key), obj.record.stamp
             finally:
                 self._cache.release(obj)
-        return os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC), 0, True
+        return -1, 0
+
+
+def _opened(path: Path | str, key: str) -> int:
+    try:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as exc:
+        log.info("the cache file of %r, which is open, is gone: %s", key, exc.strerror)
+        return -1
 
 
 def is_left(dirty: Dirty) -> bool:

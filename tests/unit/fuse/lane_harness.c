@@ -496,7 +496,9 @@ static void *python(void *argument)
 			write_word(ino, fh, FILE_BYTES); /* none is open for writing */
 			break;
 		}
-		case 3:
+		case 3: /* ends of opens that there are not: nobody writes, and nothing was inherited */
+			if (table_released(ino, 0, true) || table_released(ino, RESENT, false))
+				fail("an open of somebody else is counted down", file, table_opens(ino));
 			if (rnd(&state, 4) == 0)
 				table_retire(ino, false);
 			break;
@@ -774,6 +776,54 @@ static void check_touched(void)
 	close(fd);
 }
 
+/* Opens that a predecessor has left, of a file, or of one that is lost: each is counted down once. */
+static void check_inherited(bool lost, int fd)
+{
+	const uint64_t ino = 6000 + lost;
+	struct drained gone;
+	struct entry *e;
+	struct slot *s = estate_take(ino, 0, 1);
+	estate_count(s, 0, 3, 1);
+	estate_answered();
+	const struct registration r = { .ino = ino, .fd = lost ? -1 : fd, .inherited = s, .retired = true };
+	int error = table_register(&r);
+	if (error || table_opens(ino) != 3)
+		fail("inherited", error, table_opens(ino));
+	if ((error = table_register(&r)) != EEXIST || estate_counts(s) >> 32 != 3)
+		fail("inherited twice", error, (long long)estate_counts(s));
+	for (unsigned writing = 0; writing < 2; writing++) {
+		if (!(e = table_use(ino, true, writing, 0)) != lost)
+			fail("a file that there is, or not", lost, writing);
+		if (e)
+			table_unuse(e, writing, 0);
+	}
+	if (table_intact(ino) != false || table_open(ino, 0, &(struct open_reply){ 0 }))
+		fail("a retired file is opened", lost, 0);
+	static const bool ends[] = { true, true, false, false, false }, counted[] = { true, false, true, true, false };
+	for (unsigned i = 0; i < sizeof ends; i++)
+		if (table_released(ino, RESENT | i, ends[i]) != counted[i])
+			fail("counted down", i, table_opens(ino));
+	if (table_opens(ino) != -1 || estate_counts(s) || !take_drained(&gone) || gone.ino != ino)
+		fail("drained", table_opens(ino), (long long)estate_counts(s));
+}
+
+/* One that is registered here has no opens of a predecessor. */
+static void check_resent(int fd)
+{
+	const struct registration r = { .ino = 6002, .fd = fd, .valid_until_ns = later_ns() }, none = { .ino = 6003, .fd = -1 };
+	const int error = table_register(&r);
+	if (error || table_register(&none) != EBADF)
+		fail("register", error, 0);
+	table_acquire(6002, later_ns(), false);
+	table_answering(6002, RESENT | 2, false);
+	estate_answered();
+	if (table_released(6002, RESENT | 4, false) || table_released(6002, 4, true) || table_opens(6002) != 1)
+		fail("an end of something else", table_opens(6002), 0);
+	table_not_opened(6002, RESENT | 2, false);
+	if (table_opens(6002) || table_retire(6002, true) || table_opens(6002) != -1)
+		fail("an open that was not answered", table_opens(6002), 0);
+}
+
 int main(int argc, char **argv)
 {
 	int ends[2];
@@ -819,6 +869,11 @@ int main(int argc, char **argv)
 	if (!strcmp(argv[1], "race"))
 		check_estate();
 	check_touched();
+	const int fd = open_file(0, O_RDWR);
+	check_inherited(false, fd);
+	check_inherited(true, fd);
+	check_resent(fd);
+	close(fd);
 	const struct lane_sums sums = lanes_sum();
 	printf("answered %llu forwarded %llu opened %llu written %llu sent_out %llu read %llu lookups %llu getattrs %llu missed %llu\n", atomic_load(&answered),
 	       atomic_load(&forwarded), atomic_load(&opened), atomic_load(&written), atomic_load(&sent_out), sums.reads, sums.lookups, sums.getattrs,

@@ -14,6 +14,7 @@ from trio.testing import wait_all_tasks_blocked
 
 from luxfuse.cache.descriptors import NoDescriptors
 from luxfuse.fuse import kernel as module
+from luxfuse.fuse.inheritance import Inheritance, Slot
 from luxfuse.fuse.kernel import KernelSide
 
 
@@ -118,3 +119,36 @@ def test_a_lack_of_descriptors_is_logged_once(
             side.lend(inode, fd)
     os.close(fd)
     assert len(caplog.messages) <= 1
+
+
+def test_what_nobody_takes_over_is_closed_and_given_back_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[int] = []
+    closed: list[int] = []
+    slots = {inode: Slot(inode + 10, inode, inode + 20, 1, opens, 0) for inode, opens in ((1, 0), (2, 1), (3, 1), (4, 1))}
+    side = KernelSide(Inheritance(slots=slots, passed_over=(Slot(19, 2, 29, 1, 0, 0),)))
+    monkeypatch.setattr(module.passthrough, "give_back", given.append)
+    monkeypatch.setattr(side, "_close", closed.append)
+    side.disinherit(3)
+    assert not given, "the device is not known yet"
+    side.end_inheritance()
+    assert (sorted(given), sorted(closed)) == ([11, 13, 19], [21, 23, 29])
+    side.disinherit(4)  # of a volume that is attached later
+    side.end_inheritance()
+    assert (given[3:], closed[3:]) == ([14], [24])
+
+
+def test_an_inode_that_cannot_be_taken_over_is_given_back(
+    monkeypatch: pytest.MonkeyPatch, expected_logs: list[str]
+) -> None:
+    expected_logs += ["inode 2, which is open, cannot be taken over: Cannot allocate memory"]
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+    given: list[int] = []
+    side = KernelSide(Inheritance(slots={2: Slot(12, 2, 0, 1, 1, 0)}))
+    monkeypatch.setattr(module.passthrough, "inherit", refuse)
+    monkeypatch.setattr(module.passthrough, "give_back", given.append)
+    assert not side.inherit(2, -1, 0, retired=True)
+    side.end_inheritance()
+    assert given == [12]

@@ -15,7 +15,7 @@ from tests.support.mounted import REPOSITORY
 
 LANE = REPOSITORY / "luxfuse" / "fuse" / "lane"
 SOURCES = [
-    LANE / name for name in ("answers.c", "bytes.c", "estate.c", "lane.c", "missing.c", "queue.c", "table.c", "trace.c")
+    LANE / f"{name}.c" for name in ("answers", "bytes", "estate", "lane", "missing", "queue", "table", "trace")
 ]
 HARNESS = Path(__file__).with_name("lane_harness.c")
 TIMEOUT_S = 120
@@ -138,12 +138,15 @@ def test_requests_of_random_bytes(build: Build, tmp_path: Path, sanitizer: str) 
         ),
         ("missing.c", "		missing = now < d->answer_until_ns && ", "		missing = ", "address,undefined"),
         ("missing.c", "	pthread_mutex_lock(&d->lock);\n	if (d->ino != ino)\n", "	if (d->ino != ino)\n", "thread"),
+        ("table.c", "are_among(e->opens, e->writers, writing)", "e->opens", "address,undefined"),
+        ("table.c", "(e->inherited || !of_predecessor)", "(e->inherited || !of_predecessor || true)", "address,undefined"),
     ],
     ids=[
         "a read after a change", "freed while in use", "closed while written to", "no lock", "blocked after a write",
         "room that is never filled", "sent to the disk twice", "an open that is not told", "blocked after no write",
         "a short write", "revoked without waiting", "sent without the lock", "revoked together", "too old",
         "two names of an inode", "a name that came", "missing for too long", "a set that is freed",
+        "the end of another open", "the end of an open of before",
     ],
 )  # fmt: skip
 def test_the_model_notices(build: Build, tmp_path: Path, file: str, correct: str, wrong: str, sanitizer: str) -> None:

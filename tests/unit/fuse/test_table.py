@@ -34,8 +34,8 @@ def inode(file: int) -> Iterator[int]:
     inode = next(_inodes)
     passthrough.register(inode, 42, file, os.fstat(file).st_mtime_ns, LATER_NS)
     yield inode
-    while passthrough.opens(inode) > 0:
-        passthrough.released(inode)
+    while passthrough.released(inode) or passthrough.released(inode, False):
+        pass
     passthrough.retire(inode)
     passthrough.take_drained()
 
@@ -51,10 +51,10 @@ def test_released_counts_down_and_ends_a_retired_backing(inode: int) -> None:
     passthrough.acquire(inode, LATER_NS, True)
     passthrough.acquire(inode, LATER_NS)
     assert passthrough.retire(inode) == 0
-    passthrough.released(inode)
+    assert passthrough.released(inode)
     assert passthrough.take_drained() == []
     assert passthrough.opens(inode) == 1
-    passthrough.released(inode)
+    assert passthrough.released(inode, False)
     assert passthrough.take_drained() == [(inode, 42)]
     assert passthrough.opens(inode) == -1
 
@@ -66,9 +66,25 @@ def test_a_retired_backing_is_joined_while_it_is_open(inode: int) -> None:
 
 
 def test_released_never_counts_below_nothing(inode: int) -> None:
-    passthrough.released(inode)
-    passthrough.released(inode + 1)
+    assert not passthrough.released(inode)
+    assert not passthrough.released(inode, False)
+    assert not passthrough.released(inode + 1)
     assert passthrough.opens(inode) == 0
+
+
+@pytest.mark.parametrize("writing", [True, False])
+def test_released_never_counts_an_open_of_the_other_kind(inode: int, writing: bool) -> None:
+    passthrough.acquire(inode, LATER_NS, writing)
+    assert not passthrough.released(inode, not writing)
+    assert passthrough.opens(inode) == 1
+    assert passthrough.retire(inode, True) == -1
+    assert passthrough.released(inode, writing)
+    assert passthrough.opens(inode) == 0
+
+
+def test_no_file_is_registered_without_one(file: int) -> None:
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        passthrough.register(next(_inodes), 0, -1, 0, LATER_NS)
 
 
 def test_restamp(inode: int, tmp_path: Path) -> None:

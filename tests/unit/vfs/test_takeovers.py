@@ -7,19 +7,23 @@ from collections.abc import Iterator
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
+import msgspec
 import pytest
 import trio
 import trio.testing
 
 from luxfuse.cache.staged import StagedBytes
+from luxfuse.index.entries import Entry
 from luxfuse.index.names import ROOT_INODE
 from luxfuse.orders.backlog import Backlog
+from luxfuse.types import Kind
 from luxfuse.vfs.attributes import AttributeChanges
+from luxfuse.vfs.errors import Stale
 from luxfuse.vfs.kernel import Ref
 from luxfuse.vfs.recovery import restart
-from luxfuse.vfs.will import Inherited, Will
+from luxfuse.vfs.will import BackingFact, Inherited, Will
 from luxfuse.volume.opened import VolumeEstate
-from tests.support.fake_kernel import CALLER
+from tests.support.fake_kernel import CALLER, MARK, MARK_FAST
 from tests.support.fake_store import FakeStore
 from tests.support.harness import BEGINNING_S, Mount, Options, mounted, snapshot, until
 
@@ -172,6 +176,71 @@ async def test_the_end_of_an_open_that_is_not_taken_over_is_an_end(tmp_path: Pat
         await until(lambda: not len(m.dirty))
         assert lives.driver.objects["a"][0] == NEW
         assert await m.read_all("a") == NEW
+
+
+@pytest.mark.expected_logs("open in passthrough, and nothing is known of it")
+async def test_opens_of_which_nothing_is_known_are_left_to_the_kernel(tmp_path: Path) -> None:
+    lives = Lives(tmp_path)
+    async with lives.first() as m:
+        lives.inode = await promised(m, stored=True)
+        await until(lambda: not len(m.dirty))
+        await lives.kill(m)
+    lives._found.clear()
+    async with lives.second(opens=1, writers=0) as m:
+        assert not m.kernel.left
+        assert not m.kernel.is_registered(lives.inode)
+        assert await m.read_all("a") == OLD
+
+
+def drop_cache_files(path: Path) -> None:
+    for file in path.glob("cache/*/objects/*/*"):
+        file.unlink()
+
+
+@pytest.mark.expected_logs("the cache file of 'a' is gone; fetching it again")
+async def test_what_is_open_is_read_from_the_store_where_its_cache_file_is_gone(tmp_path: Path) -> None:
+    lives = Lives(tmp_path)
+    async with lives.first() as m:
+        lives.inode = await promised(m, stored=True)
+        await until(lambda: not len(m.dirty))
+        await lives.kill(m)
+    drop_cache_files(tmp_path / "second")
+    async with lives.second(opens=1, writers=0) as m:
+        handle = MARK | MARK_FAST | lives.inode
+        assert await m.kernel.read_all(m.fs, handle) == OLD
+        await m.kernel.release(m.fs, handle)
+        assert lives.inode not in m.kernel.table
+        assert await m.read_all("a") == OLD
+
+
+async def test_a_written_file_that_is_lost_while_it_is_open_is_stale_and_not_what_it_was_before(
+    tmp_path: Path, expected_logs: list[str]
+) -> None:
+    expected_logs += [
+        "was not in the under-store yet, and is not in the cache directory",
+        "nothing is known of its content",
+    ]
+    lives = Lives(tmp_path)
+    lives.driver.put("a", OLD, {})
+    async with lives.first() as m:
+        lives.inode = await m.inode("a")
+        handle = await m.kernel.open(m.fs, lives.inode, os.O_RDWR)
+        await m.kernel.write(m.fs, handle, 0, NEW)
+        await lives.kill(m)
+    for file in (tmp_path / "second").glob("cache/*/staging/*"):
+        file.unlink()
+    async with lives.second(opens=1, writers=1) as m:
+        with pytest.raises(Stale):
+            await m.fs.getattr(lives.inode)
+        with pytest.raises(Stale):
+            await m.kernel.read(m.fs, MARK | MARK_FAST | lives.inode, 0, 100)
+        assert await m.read_all("a") == OLD
+
+
+def test_a_fact_of_the_format_of_before_does_not_say_whether_it_is_of_a_staging_file() -> None:
+    fact = BackingFact(1, b"a", "a", Entry(16, Kind.FILE, 5, "v", 0, 0.0), None, False, staged=True)
+    before = msgspec.msgpack.encode(msgspec.msgpack.decode(msgspec.msgpack.encode(fact))[:-1])
+    assert msgspec.msgpack.decode(before, type=BackingFact) == msgspec.structs.replace(fact, staged=False)
 
 
 async def test_new_attributes_of_an_open_file_leave_its_content(tmp_path: Path) -> None:
