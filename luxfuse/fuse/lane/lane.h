@@ -8,6 +8,7 @@
  *   estate.c   the opens, in memory that outlives the process
  *   trace.c    what lanes have answered, for a watcher
  *   queue.c    requests on their way to pyfuse3, and interrupts
+ *   asked.c    what requests ask for that Python is called for
  *   prompt.c   requests that Python answers in one step of the event loop
  *   libfuse.c  the functions of libfuse that are found here first
  *   module.c   Python's side: `luxfuse.fuse._passthrough`
@@ -273,6 +274,26 @@ void missing_revoke_below(uint64_t ino);			  /* so may any name */
 void missing_revoke_all(void);
 void missing_size(size_t *directories, size_t *bytes);
 
+/* ------------------------------------------------------------------ asked.c */
+
+extern uint64_t current_unique; /* guarded by the interpreter lock, like what follows */
+extern uint64_t answering_unique; /* of the open that Python answers next */
+extern uint32_t current_pid, current_uid, current_xattr_flags;
+extern int64_t current_at_ns; /* as of struct request */
+void note_current(const struct request *r); /* Python is about to be called for it */
+
+enum prompt_function { PROMPT_LOOKUP, PROMPT_GETATTR, PROMPT_CREATE, PROMPT_FLUSH, PROMPT_RELEASE, PROMPT_SETATTR, PROMPT_FUNCTIONS };
+
+struct asked { /* of a request, which has the name */
+	enum prompt_function function;
+	uint64_t unique, inode, fh;
+	const char *name;
+	uint32_t mode, flags, uid, gid, pid, umask;
+	int64_t set_mode, set_uid, set_gid, set_atime_ns, set_mtime_ns; /* -1: is left */
+};
+
+bool asked_of(const struct request *r, struct asked *out); /* false: it is not one that prompt.c has a function for */
+
 /* ------------------------------------------------------------------ prompt.c */
 
 struct prompt_attributes {
@@ -281,7 +302,6 @@ struct prompt_attributes {
 	int64_t mtime_ns, ctime_ns, atime_ns, entry_ns, attr_ns;
 };
 
-#define PROMPT_FUNCTIONS 6
 void prompt_serve(void); /* guarded by the interpreter lock */
 void prompt_entry(uint64_t unique, const struct prompt_attributes *a);
 void prompt_attr(uint64_t unique, const struct prompt_attributes *a);
@@ -292,11 +312,6 @@ void prompt_set(PyObject *tuple); /* NULL: none */
 
 /* ------------------------------------------------------------------ libfuse.c */
 
-extern uint64_t current_unique; /* guarded by the interpreter lock, like what follows */
-extern uint64_t answering_unique; /* of the open that Python answers next */
-extern uint32_t current_pid, current_uid, current_xattr_flags;
-extern int64_t current_at_ns; /* as of struct request */
-void note_current(const struct request *r); /* Python is about to be called for it */
 #ifdef Py_PYTHON_H
 extern PyObject *on_fallocate; /* guarded by the interpreter lock */
 #endif

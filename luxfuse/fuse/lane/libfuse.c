@@ -18,29 +18,6 @@
 #include <string.h>
 #include <unistd.h>
 
-/* A handler finds out which request it serves by `current`: pyfuse3 takes a request and runs its handler up to the first
- * wait without anything in between. */
-uint64_t current_unique, answering_unique;
-uint32_t current_pid, current_uid, current_xattr_flags;
-int64_t current_at_ns;
-
-/* Python is about to be called for this request. pyfuse3 would look itself whether an attribute is there that is to be made
- * or replaced, before it runs the handler, which could then not tell that it was made by a daemon before: so it is not told. */
-void note_current(const struct request *r)
-{
-	const struct fuse_in_header *in = r->size < sizeof *in ? NULL : r->data;
-	current_unique = in ? in->unique : 0;
-	current_pid = in ? in->pid : 0;
-	current_uid = in ? in->uid : 0;
-	current_at_ns = r->at_ns;
-	current_xattr_flags = 0;
-	if (in && in->opcode == FUSE_SETXATTR && r->size >= sizeof *in + FUSE_COMPAT_SETXATTR_IN_SIZE) {
-		struct fuse_setxattr_in *set = (struct fuse_setxattr_in *)((char *)r->data + sizeof *in);
-		current_xattr_flags = set->flags;
-		set->flags = 0;
-	}
-}
-
 static void *next_definition(const char *name)
 {
 	void *found = dlsym(RTLD_NEXT, name);

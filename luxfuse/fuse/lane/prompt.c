@@ -14,12 +14,10 @@
 #include <errno.h>
 #include <linux/fuse.h>
 #include <stdlib.h>
-#include <string.h>
-#include <time.h>
 
 #define AT_ONCE 64 /* requests in one step; then others have their turn */
 
-static PyObject *functions; /* (lookup, getattr, create, flush, release, setattr), NULL: none; guarded by the interpreter lock */
+static PyObject *functions; /* in the order of `enum prompt_function`, NULL: none; guarded by the interpreter lock */
 
 void prompt_set(PyObject *tuple)
 {
@@ -29,84 +27,27 @@ void prompt_set(PyObject *tuple)
 	Py_XDECREF(before);
 }
 
-/* The name at the end of a request, NULL: there is none. */
-static const char *name_at(const struct request *r, size_t start)
-{
-	const char *data = r->data;
-	return r->size > start && !data[r->size - 1] ? data + start : NULL;
-}
-
-#define SET_PLAIN (FATTR_MODE | FATTR_UID | FATTR_GID | FATTR_ATIME | FATTR_MTIME | FATTR_ATIME_NOW | FATTR_MTIME_NOW)
-#define SET_SILENT (FATTR_FH | FATTR_LOCKOWNER) /* nothing is changed by these */
-
-/* A time that is set, in nanoseconds; -1: it is not, or is before 1970, for which there is no call. */
-static long long time_set(uint32_t valid, uint32_t set, uint32_t now, uint64_t seconds, uint32_t nanoseconds)
-{
-	struct timespec t = { (time_t)seconds, nanoseconds };
-	if (!(valid & set))
-		return -1;
-	if (valid & now)
-		clock_gettime(CLOCK_REALTIME, &t);
-	return t.tv_sec * 1000000000ll + t.tv_nsec;
-}
-
-/* Permissions, owner and times are set; -1 for what is not. What else there is in a request is for the handler. */
-static PyObject *call_setattr(const struct fuse_in_header *in, const struct fuse_setattr_in *set)
-{
-	const uint32_t valid = set->valid;
-	const bool late = set->atime > INT32_MAX || set->mtime > INT32_MAX; /* before 1970, or after 2038 */
-	if (valid & ~(SET_PLAIN | SET_SILENT) || !(valid & SET_PLAIN) || late)
-		return Py_NewRef(Py_False);
-	return PyObject_CallFunction(PyTuple_GET_ITEM(functions, 5), "KKLLLLL", (unsigned long long)in->unique,
-				     (unsigned long long)in->nodeid, valid & FATTR_MODE ? (long long)(set->mode & 07777) : -1ll,
-				     valid & FATTR_UID ? (long long)set->uid : -1ll, valid & FATTR_GID ? (long long)set->gid : -1ll,
-				     time_set(valid, FATTR_ATIME, FATTR_ATIME_NOW, set->atime, set->atimensec),
-				     time_set(valid, FATTR_MTIME, FATTR_MTIME_NOW, set->mtime, set->mtimensec));
-}
-
+/* Returns what the function does; NULL: an exception. */
 static PyObject *call(const struct request *r)
 {
-	const struct fuse_in_header *in = r->data;
-	const void *arg = in + 1;
-	const unsigned long long unique = in->unique, inode = in->nodeid;
-	const size_t rest = r->size - sizeof *in;
-	switch (in->opcode) {
-	case FUSE_LOOKUP: {
-		const char *name = name_at(r, sizeof *in);
-		if (!name)
-			break;
-		return PyObject_CallFunction(PyTuple_GET_ITEM(functions, 0), "KKy", unique, inode, name);
-	}
-	case FUSE_GETATTR:
-		return PyObject_CallFunction(PyTuple_GET_ITEM(functions, 1), "KK", unique, inode);
-	case FUSE_SETATTR:
-		if (rest < sizeof(struct fuse_setattr_in))
-			break;
-		return call_setattr(in, arg);
-	case FUSE_CREATE: {
-		const struct fuse_create_in *create = arg;
-		const char *name = name_at(r, sizeof *in + sizeof *create);
-		if (!name)
-			break;
-		return PyObject_CallFunction(PyTuple_GET_ITEM(functions, 2), "KKyIIIIII", unique, inode, name, create->mode,
-					     create->flags, in->uid, in->gid, in->pid, create->umask);
-	}
-	case FUSE_FLUSH: {
-		const struct fuse_flush_in *flush = arg;
-		if (rest < sizeof *flush)
-			break;
-		return PyObject_CallFunction(PyTuple_GET_ITEM(functions, 3), "KK", unique, (unsigned long long)flush->fh);
-	}
-	case FUSE_RELEASE: {
-		const struct fuse_release_in *release = arg;
-		if (rest < sizeof *release)
-			break;
-		return PyObject_CallFunction(PyTuple_GET_ITEM(functions, 4), "KK", unique, (unsigned long long)release->fh);
-	}
+	struct asked a;
+	if (!asked_of(r, &a))
+		return Py_NewRef(Py_False);
+	PyObject *function = PyTuple_GET_ITEM(functions, a.function);
+	const unsigned long long unique = a.unique, inode = a.inode, fh = a.fh;
+	switch (a.function) {
+	case PROMPT_LOOKUP:
+		return PyObject_CallFunction(function, "KKy", unique, inode, a.name);
+	case PROMPT_GETATTR:
+		return PyObject_CallFunction(function, "KK", unique, inode);
+	case PROMPT_CREATE:
+		return PyObject_CallFunction(function, "KKyIIIIII", unique, inode, a.name, a.mode, a.flags, a.uid, a.gid, a.pid, a.umask);
+	case PROMPT_SETATTR:
+		return PyObject_CallFunction(function, "KKLLLLL", unique, inode, (long long)a.set_mode, (long long)a.set_uid,
+					     (long long)a.set_gid, (long long)a.set_atime_ns, (long long)a.set_mtime_ns);
 	default:
-		break;
+		return PyObject_CallFunction(function, "KK", unique, fh);
 	}
-	return Py_NewRef(Py_False);
 }
 
 void prompt_serve(void)

@@ -48,7 +48,7 @@ static const char *directory;
 static atomic_bool stop, all_done, racing;
 static int lanes_end;
 static unsigned long long floors[NAMES + ABSENT]; /* generations that word was sent of; of the receiver */
-static atomic_ullong generations[FILES], answered, forwarded, opened, written, sent_out, missed, unique_numbers = 16;
+static atomic_ullong generations[FILES], answered, forwarded, opened, written, sent_out, missed, asked, unique_numbers = 16;
 
 static void fail(const char *what, long long a, long long b)
 {
@@ -157,6 +157,25 @@ static void *receive(void *unused)
 	}
 }
 
+/* What Python would be called with, which lies within the request. */
+static void check_asked(const struct request *r)
+{
+	struct asked a;
+	const char *data = r->data;
+	note_current(r);
+	if (!asked_of(r, &a))
+		return;
+	if (a.function >= PROMPT_FUNCTIONS || a.unique != current_unique || a.uid != current_uid)
+		fail("another request is asked for", (long long)a.unique, (long long)current_unique);
+	if (!a.name != (a.function != PROMPT_LOOKUP && a.function != PROMPT_CREATE))
+		fail("a name", a.function, 0);
+	if (a.name && (a.name < data + sizeof(struct fuse_in_header) || a.name + strlen(a.name) >= data + r->size))
+		fail("a name beyond its request", a.function, (long long)r->size);
+	if (a.set_mode < -1 || a.set_uid < -1 || a.set_gid < -1 || a.set_atime_ns < -1 || a.set_mtime_ns < -1)
+		fail("attributes", (long long)a.set_atime_ns, (long long)a.set_mtime_ns);
+	atomic_fetch_add(&asked, 1);
+}
+
 /* What the lanes leave to pyfuse3. */
 static void *take_queue(void *unused)
 {
@@ -167,6 +186,7 @@ static void *take_queue(void *unused)
 			usleep(50);
 			continue;
 		}
+		check_asked(r);
 		if (r->size >= sizeof(struct fuse_in_header))
 			finish(((const struct fuse_in_header *)r->data)->unique, true, 0, NULL, 0);
 		free(r->data);
@@ -656,7 +676,8 @@ static void fuzz(unsigned count)
 	const uint64_t writing = table_acquire(100, later_ns(), true);
 	table_grant(100, UINT32_MAX);
 	static const uint32_t codes[] = { FUSE_OPEN, FUSE_READ, FUSE_WRITE, FUSE_RELEASE, FUSE_GETXATTR, FUSE_FORGET,
-					  FUSE_BATCH_FORGET, FUSE_INTERRUPT, FUSE_SETATTR, FUSE_LOOKUP, FUSE_GETATTR, 0, 4711 };
+					  FUSE_BATCH_FORGET, FUSE_INTERRUPT, FUSE_SETATTR, FUSE_LOOKUP, FUSE_GETATTR, FUSE_CREATE,
+					  FUSE_FLUSH, FUSE_SETXATTR, 0, 4711 };
 	for (unsigned i = 0; i < count; i++) {
 		struct fuse_in_header *in = (void *)packet;
 		size_t size = rnd(&state, 3) ? rnd(&state, 200) : rnd(&state, sizeof packet);
@@ -875,8 +896,8 @@ int main(int argc, char **argv)
 	check_resent(fd);
 	close(fd);
 	const struct lane_sums sums = lanes_sum();
-	printf("answered %llu forwarded %llu opened %llu written %llu sent_out %llu read %llu lookups %llu getattrs %llu missed %llu\n", atomic_load(&answered),
+	printf("answered %llu forwarded %llu opened %llu written %llu sent_out %llu read %llu lookups %llu getattrs %llu missed %llu asked %llu\n", atomic_load(&answered),
 	       atomic_load(&forwarded), atomic_load(&opened), atomic_load(&written), atomic_load(&sent_out), sums.reads, sums.lookups, sums.getattrs,
-	       atomic_load(&missed));
+	       atomic_load(&missed), atomic_load(&asked));
 	return 0;
 }

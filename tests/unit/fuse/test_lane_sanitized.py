@@ -15,7 +15,7 @@ from tests.support.mounted import REPOSITORY
 
 LANE = REPOSITORY / "luxfuse" / "fuse" / "lane"
 SOURCES = [
-    LANE / f"{name}.c" for name in ("answers", "bytes", "estate", "lane", "missing", "queue", "table", "trace")
+    LANE / f"{name}.c" for name in ("answers", "asked", "bytes", "estate", "lane", "missing", "queue", "table", "trace")
 ]
 HARNESS = Path(__file__).with_name("lane_harness.c")
 TIMEOUT_S = 120
@@ -93,6 +93,7 @@ def counts_of(done: subprocess.CompletedProcess[str]) -> dict[str, int]:
 def test_requests_of_random_bytes(build: Build, tmp_path: Path, sanitizer: str) -> None:
     done = run(build(tmp_path, sanitizer), "fuzz", 5_000, tmp_path)
     assert done.returncode == 0, done.stderr
+    assert counts_of(done)["asked"] > 0
 
 
 @pytest.mark.parametrize(
@@ -140,13 +141,14 @@ def test_requests_of_random_bytes(build: Build, tmp_path: Path, sanitizer: str) 
         ("missing.c", "	pthread_mutex_lock(&d->lock);\n	if (d->ino != ino)\n", "	if (d->ino != ino)\n", "thread"),
         ("table.c", "are_among(e->opens, e->writers, writing)", "e->opens", "address,undefined"),
         ("table.c", "(e->inherited || !of_predecessor)", "(e->inherited || !of_predecessor || true)", "address,undefined"),
+        ("asked.c", "r->size > start && !data[r->size - 1]", "r->size > start", "address,undefined"),
     ],
     ids=[
         "a read after a change", "freed while in use", "closed while written to", "no lock", "blocked after a write",
         "room that is never filled", "sent to the disk twice", "an open that is not told", "blocked after no write",
         "a short write", "revoked without waiting", "sent without the lock", "revoked together", "too old",
         "two names of an inode", "a name that came", "missing for too long", "a set that is freed",
-        "the end of another open", "the end of an open of before",
+        "the end of another open", "the end of an open of before", "a name without an end",
     ],
 )  # fmt: skip
 def test_the_model_notices(build: Build, tmp_path: Path, file: str, correct: str, wrong: str, sanitizer: str) -> None:
@@ -155,4 +157,5 @@ def test_the_model_notices(build: Build, tmp_path: Path, file: str, correct: str
     changed = tmp_path / file
     changed.write_text(code.replace(correct, wrong))
     program = build(tmp_path, sanitizer, instead=changed)
-    assert any(run(program, "race", 3, tmp_path, SEED + n).returncode != 0 for n in range(20))
+    kind, amount = ("fuzz", 5_000) if file == "asked.c" else ("race", 3)
+    assert any(run(program, kind, amount, tmp_path, SEED + n).returncode != 0 for n in range(20))
