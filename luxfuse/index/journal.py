@@ -2,7 +2,7 @@
 
 Tables: FILES ``id (8 bytes)`` -> `FileRecord`; INLINE ``id`` -> content of a small file; DELETES ``digest of the key`` ->
 (key, `DeleteRecord`); OPERATIONS ``id`` -> `OperationRecord`; UPLOADS and PARTS: see `noted_uploads`; META: ``format``,
-``next_id``, ``identity``, ``boot``. (Digests, because object keys are longer than LMDB takes as keys.)
+``next_id``, ``identity``, ``boot``, and `noted_names`. (Digests, because object keys are longer than LMDB takes as keys.)
 
 Theory of operation
 -------------------
@@ -39,6 +39,7 @@ from luxfuse.estate.trail import Stream
 from luxfuse.index.journal_copy import JournalCopy
 from luxfuse.index.journal_file import OWNER, JournalFile, Records, Table, inline_bytes
 from luxfuse.index.lifecycle import boot_id
+from luxfuse.index.noted_names import NotedNames
 from luxfuse.index.noted_uploads import NotedUploads
 from luxfuse.index.records import (
     Decode,
@@ -78,6 +79,7 @@ class Journal:
         """By key prefix of a directory: how many objects in it, or further below, are to be deleted."""
         self.operations: dict[int, OperationRecord] = {}
         self.uploads = NotedUploads(self._note)
+        self.names = NotedNames(self._note)
         self.withdrawn = Withdrawn()
         self.failing: str | None = None
         self._pending: Records = {}
@@ -129,6 +131,7 @@ class Journal:
         self.deletes = dict(Decode.delete(value) for _, value in records(Table.DELETES))
         self.deletes_below = Counter(prefix for key in self.deletes for prefix in directories_of(key))
         self.uploads.load(records(Table.UPLOADS), records(Table.PARTS))
+        self.names.load(records(Table.META))
         self._inline = {U64.unpack(key)[0] for key, _ in records(Table.INLINE)}
 
     # -- ids

@@ -36,6 +36,7 @@ from luxfuse.index.entries import (
 from luxfuse.index.held import HeldNames
 from luxfuse.index.listings import Listings
 from luxfuse.index.merging import ListedNames
+from luxfuse.index.name_changes import MADE, NameChanges
 from luxfuse.index.numbers import Numbers
 from luxfuse.index.purging import Purger
 from luxfuse.index.store import IndexStore
@@ -58,6 +59,8 @@ class Names(ListedNames):
         """``believe_from_s``: the attributes of what was asked for before are asked for again, see `distrusted`."""
         self._store = store
         self.told: Told = Untold()
+        self.changes: NameChanges | None = None
+        """Where names that are removed or moved here are noted, for a restart."""
         self._clock = clock
         self.believe_from_s = believe_from_s
         self.keeps_attributes = True
@@ -185,12 +188,16 @@ class Names(ListedNames):
 
     def erase(self, parent: int, name: bytes) -> None:
         """Forget a name, whatever the store says; it need not exist."""
+        self._erase(parent, name, here=True)
+
+    def _erase(self, parent: int, name: bytes, *, here: bool) -> None:
+        """Forget a name: it was removed ``here``, or in the store."""
         key = U64.pack(parent) + name
         old = self.get(parent, name)
         records: Records = {(Table.NAMES, key): None}
         if old is not None:
             self._drop(records, old)
-        self._apply(records)
+        self._apply(records, gone=key if here else b"")
         self._entries.pop(key, None)
         if old is not None:
             self._retire(old.inode, name)
@@ -211,7 +218,7 @@ class Names(ListedNames):
         if old is not None:
             self._drop(records, old)
         self._refer(records, new_parent, new_name, entry)
-        self._apply(records)
+        self._apply(records, gone=key, to=new_key)
         if old is not None:
             self._retire(old.inode, new_name)
         self._entries.pop(key, None)
@@ -298,8 +305,18 @@ class Names(ListedNames):
             return old
         if self._is_needed(old):
             return old
-        self.erase(parent, name)
+        self._erase(parent, name, here=False)
         return None
+
+    def make_again(self, key: bytes, new_key: bytes) -> None:
+        """Remove a name by its key, or move it; see `NameChanges.make_again`."""
+        place = U64.unpack(key[:8])[0], key[8:]
+        if self.get(*place) is None:
+            return
+        if new_key:
+            self.move(*place, U64.unpack(new_key[:8])[0], new_key[8:])
+        else:
+            self.erase(*place)
 
     def relocate(self, parent: int, name: bytes) -> None:
         """Let the inode number of a name lead to it again."""
@@ -376,11 +393,17 @@ class Names(ListedNames):
         if old.kind is Kind.DIRECTORY:
             records[Table.REMOVED, U64.pack(old.inode)] = b""
 
-    def _apply(self, records: Records) -> None:
+    def _apply(self, records: Records, *, gone: bytes = b"", to: bytes = b"") -> None:
+        """Make changes. ``gone``: the key of a name that is removed or, with ``to``, moved here."""
+        number = self.changes.number(gone) if gone and self.changes is not None else 0
+        if number:
+            records[Table.META, MADE] = U64.pack(number)
         for table, key in records:
             if table is Table.NAMES:
                 self.told.revoke(U64.unpack(key[:8])[0], key[8:])
         self._make(records)
+        if number and self.changes is not None:
+            self.changes.note(number, gone, to)
 
     def _make(self, records: Records) -> None:
         """Make changes of names that are not answered for any more, or still as they are."""

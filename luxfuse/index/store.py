@@ -70,6 +70,8 @@ class IndexStore:
         self._warming: set[tuple[Table, bytes]] = set()
         """The keys that it reads now, and that nobody has changed since it began."""
         self._writer = trio.Lock()
+        self.commits = 0
+        """How many were made that had changes."""
         self._changed = trio.Event()
         self.closed = False
         make_private(path)
@@ -148,6 +150,21 @@ class IndexStore:
                 return value
         except _DAMAGE as exc:
             raise self.doubt(exc) from exc
+
+    def may_have(self, table: Table, key: bytes) -> bool:
+        """Whether a value is committed, or about to be: a kill may leave it, whatever has been changed since."""
+        if self._committing.records.get((table, key)) is not None:
+            return True
+        try:
+            with self._env.begin(db=self._databases[table], buffers=False) as txn:
+                return txn.get(key) is not None
+        except _DAMAGE as exc:
+            raise self.doubt(exc) from exc
+
+    @property
+    def commits_to_come(self) -> int:
+        """What `commits` will be when all that is changed now is on the platter, the meta page one commit later."""
+        return self.commits + (3 if self._writer.locked() else 2)
 
     def put(self, table: Table, key: bytes, value: bytes) -> None:
         """Set a value; committed soon."""
@@ -297,6 +314,7 @@ class IndexStore:
                 self._pending, self._committing = changes, Uncommitted()
                 raise
             self._committing = Uncommitted()
+            self.commits += bool(changes.records)
             if self._stream is not None:
                 self._stream.written(mark)
             if self.failing:

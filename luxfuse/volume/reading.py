@@ -22,6 +22,7 @@ from luxfuse.core.names import path_of
 from luxfuse.core.policies import POLICIES
 from luxfuse.core.rules import PathPolicies
 from luxfuse.index import lifecycle
+from luxfuse.index.name_changes import NameChanges
 from luxfuse.index.names import Names
 from luxfuse.index.objects import Objects
 from luxfuse.orders.retention import MarkStore
@@ -94,6 +95,7 @@ def build_reading(
     # A run that was killed may have changed names since without a record.
     names = Names(local.index, clock) if local.clean else Names(local.index, clock, believe_from_s=clock())
     names.told = kernel
+    names.changes = NameChanges(local.index, local.journal.names)
     lister = Lister(store=store, names=names, moving=Moving(names), kernel=kernel, nursery=nursery, clock=clock)
     evidence = AttributeEvidence(names)
     namespace = Namespace(

@@ -1,12 +1,13 @@
 """A restart takes up the journal before the tree answers.
 
-1. Multipart uploads that were open are aborted behind the mount, but those of which parts have arrived of a file that is
+1. Names that were removed or moved here, which the index does not have yet, are removed or moved (`index.name_changes`).
+2. Multipart uploads that were open are aborted behind the mount, but those of which parts have arrived of a file that is
    to be uploaded.
-2. Moves are finished: here at once; in the store, where objects that are still under the old key are copied and removed,
+3. Moves are finished: here at once; in the store, where objects that are still under the old key are copied and removed,
    behind the mount if that takes long (`moves`). Their names wait for it.
-3. Deletes are carried on: their names stay gone, and so do directories of which the store has nothing else.
-4. Files that the store can never hold, because their keys are too long, are kept in the recovered directory.
-5. Files that were closed or synced, or that programs have open (`opens`), are dirty again, and are uploaded. Those that
+4. Deletes are carried on: their names stay gone, and so do directories of which the store has nothing else.
+5. Files that the store can never hold, because their keys are too long, are kept in the recovered directory.
+6. Files that were closed or synced, or that programs have open (`opens`), are dirty again, and are uploaded. Those that
    were not have never been promised to anybody: their content is kept in the recovered directory, and the name shows the
    object of the store.
 
@@ -106,6 +107,7 @@ class Recovery:
         ``inherited``: what programs have open, if the daemon was killed and this is its successor.
         """
         self._nameless: set[int] = set()
+        self._names = names
         self._entries = entries
         self._journal = journal
         self._staging = staging
@@ -184,6 +186,8 @@ class Recovery:
     async def run(self) -> Outcome:
         """Do all of it. Raises `StoreError`, OSError if the disk fails."""
         outcome = Outcome()
+        if self._names.changes is not None:
+            self._names.changes.make_again(self._names)
         outcome.moves = await self._moves.finish(MOVES_PATIENCE_S)
         outcome.deletes = len(self._journal.deletes)
         read = self._opens.removed_and_read() if self._opens is not None else {}
