@@ -1,6 +1,7 @@
 """The trail: changes of index and journals that are on no disk yet, in the order in which they were made.
 
 Each record belongs to a stream: a file of a volume (`stream_of`). A daemon appends a change before anybody hears of it.
+Changes that are one (`together`) count once all of them are there: a kill in between leaves none.
 When it has begun to commit a stream's changes, it marks how far they go (`mark`); when they are on disk it says so
 (`written`), and what all streams have on disk is dropped. A successor finds the rest (`left`).
 
@@ -11,6 +12,7 @@ disk that has failed for long, and a successor then knows what the disk has.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import mmap
 import struct
@@ -51,6 +53,8 @@ class Trail:
         self._give_back = give_back
         self._plain = words.plain
         self._end = words[Word.TRAIL_END]
+        self._blocks = 0
+        """How many blocks of `together` are open."""
         self._start = self._given_back = words[Word.TRAIL_START]
         self._parts: dict[int, deque[int]] = {}
         """By stream: where the changes of each commit that is not on disk begin, and of the one to come."""
@@ -87,10 +91,23 @@ class Trail:
             _HEADER.pack_into(self._memory, self._at + at, 0, 0)
         start = self._at + position % size
         self._memory[start : start + total] = _HEADER.pack(length + 1, stream) + payload
-        self._plain[_END] = self._end = position + total
+        self._end = position + total
+        if not self._blocks:
+            self._plain[_END] = self._end
         if stream not in self._open:
             self._open.add(stream)
             self._parts.setdefault(stream, deque()).append(position)
+
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        """Make changes that a successor finds all of, or none. There is no wait in the block, and no answer."""
+        self._blocks += 1
+        try:
+            yield
+        finally:
+            self._blocks -= 1
+            if not self._blocks:
+                self._plain[_END] = self._end
 
     def mark(self, stream: int) -> int:
         """A commit begins with all of the stream's changes; returns what `written` is to be told at its end."""
@@ -165,6 +182,7 @@ class Stream:
         self.continued = continued
         self.append: Callable[[bytes], None] = functools.partial(trail.append, number)
         """Add a record."""
+        self.together = trail.together
 
     @property
     def end(self) -> int:

@@ -151,6 +151,10 @@ class Journal:
 
     # -- notes
 
+    def together(self) -> contextlib.AbstractContextManager[None]:
+        """Make changes here, and of the index, of which a successor finds all or none: in a block without a wait."""
+        return self._file.together()
+
     def put_file(self, number: int, record: FileRecord, inline: bytes | None = None) -> None:
         """Note a file, and its content if ``inline`` is given; else ``record.has_inline`` says if the noted one stays.
 

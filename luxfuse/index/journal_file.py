@@ -25,6 +25,7 @@ import logging
 import os
 import threading
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from enum import IntEnum
 from heapq import merge
 from pathlib import Path
@@ -250,6 +251,10 @@ class JournalFile:
         """A change is made that is committed later."""
         if self._stream is not None:
             self._stream.append(encode((table, key, value)))
+
+    def together(self) -> AbstractContextManager[None]:
+        """Let changes of journal and index outlive the daemon together; see `Trail.together`."""
+        return self._stream.together() if self._stream is not None else nullcontext()
 
     def mark(self) -> int:
         """A commit begins with all such changes; returns what `written` is to be told."""

@@ -35,11 +35,19 @@ os.write(fd, read("u"))
 whiteout("w3", "w3-moved")
 os.close(fd)
 """
-BEFORE = {"w1": OLD, "w2": NEW, "wd/x": MORE, "n": NEW, "u": OLD, "u.rclonelink": b"target"}
+BEFORE = {"w1": OLD, "w2": NEW, "wd/x": MORE, "n": NEW, "o": OLD, "u": OLD, "u.rclonelink": b"target"}
+WRITTEN_AND_MOVED = """
+fd = os.open("o", os.O_WRONLY)
+os.write(fd, b"x" * 6000)
+os.rename("o", "o-moved")
+assert not os.path.exists("o") and os.stat("o-moved").st_size == 6000
+os.close(fd)
+"""
 RENAMES = [
     ("move.named", 'whiteout("w1", "w1-moved")'),
     ("move.deleted", 'whiteout("w2", "w1-moved", 4)'),
     ("move-dirty.committed", OPEN_AND_MOVED),
+    ("move-dirty.named", WRITTEN_AND_MOVED),
     ("move-directory.names-committed", 'whiteout("wd", "wd-moved", 5); assert os.listdir("wd-moved") == ["x"]'),
     ("move.deleted", 'renameat2("n", "n-moved", 1)'),
     ("move.deleted", 'os.rename("u", "u-moved"); assert os.readlink("u") == "target"'),  # which "u" has hidden
@@ -49,6 +57,7 @@ RENAMED = {
     "w3-moved": OLD,
     "wd-moved/x": MORE,
     "n-moved": NEW,
+    "o-moved": b"x" * 6000,
     "u-moved": OLD,
     "u.rclonelink": b"target",
 }
@@ -115,7 +124,7 @@ def test_renames(dying: Callable[..., Mount], mounting: Mounts, s3: FastS3, buck
     for key, data in BEFORE.items():
         put(s3, bucket, key, data)
     mount = dying()
-    assert do(mount, CALLS + 'assert all(map(read, ("w1", "w2", "wd/x", "n", "u")))')
+    assert do(mount, CALLS + 'assert all(map(read, ("w1", "w2", "wd/x", "n", "o", "u")))')
     make(mount, tmp_path / "once", RENAMES)
     shown = {key.partition("/")[0] for key in RENAMED} - {"u.rclonelink"} | {"w1", "w2", "w3", "wd", "u"}
     assert set(mount.do("list", str(mount.path))) == shown

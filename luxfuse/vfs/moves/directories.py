@@ -88,19 +88,20 @@ class DirectoryMoves:
             except BaseException:
                 self._undo_copies(number, promised, entry, place, new_place)
                 raise
-            marked = False
-            if (target := self._namespace.peek(*new_place)) is not None:
-                marked = self._tree.in_store(target)
-                self._removing.forget(*new_place, target)
-            self._names.move(*place, *new_place)
-            self._tree.note_renamed(*new_place)
-            self._namespace.moved(entry.inode)
-            below = self._entries.below(prefix)
-            self._keys.rekey_below(below, prefix, new_prefix, new_place, copied, marked=marked)
-            for key, info in copied.items():
-                self._keys.note_copied(key, new_prefix + key[len(prefix) :], new_place, len(new_prefix), info)
-            self._moved.changed(place, new_place)
-            self._moved.leave(place, promised)
+            with self._journal.together():
+                marked = False
+                if (target := self._namespace.peek(*new_place)) is not None:
+                    marked = self._tree.in_store(target)
+                    self._removing.forget(*new_place, target)
+                self._names.move(*place, *new_place)
+                self._tree.note_renamed(*new_place)
+                self._namespace.moved(entry.inode)
+                below = self._entries.below(prefix)
+                self._keys.rekey_below(below, prefix, new_prefix, new_place, copied, marked=marked)
+                for key, info in copied.items():
+                    self._keys.note_copied(key, new_prefix + key[len(prefix) :], new_place, len(new_prefix), info)
+                self._moved.changed(place, new_place)
+                self._moved.leave(place, promised)
             reached("move-directory.named")
             await self._journal.commit_made()
             reached("move-directory.names-committed")

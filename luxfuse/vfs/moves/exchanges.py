@@ -103,19 +103,21 @@ class Exchanges:
             except (LuxError, OSError):
                 await self._take_back(number, steps, made, ((first, place), (second, new_place)), frozen, freeze)
                 raise
-            self._names.move(*place, *between)
-            self._names.move(*new_place, *place)
-            self._names.move(*between, *new_place)
-            reached("exchange.moved-names")
-            self._journal.drop_operation(number)  # before the keys of its records change, which a restart would change, too
-            self._tree.note_renamed(*place)
-            self._tree.note_renamed(*new_place)
-            self._namespace.moved(*directories)
-            below = self._entries.below(keys[0]), self._entries.below(keys[1])  # before any of them changes its key
-            self._note_exchanged(new_place, keys[0], new_keys[0], copies[0], below[0])
-            self._note_exchanged(place, keys[1], new_keys[1], copies[1], below[1])
-            reached("exchange.named")
-            self._moved.changed(place, new_place)
+            with self._journal.together():
+                self._names.move(*place, *between)
+                self._names.move(*new_place, *place)
+                self._names.move(*between, *new_place)
+                reached("exchange.moved-names")
+                # Before the keys of its records change, which a restart would change, too.
+                self._journal.drop_operation(number)
+                self._tree.note_renamed(*place)
+                self._tree.note_renamed(*new_place)
+                self._namespace.moved(*directories)
+                below = self._entries.below(keys[0]), self._entries.below(keys[1])  # before any of them changes its key
+                self._note_exchanged(new_place, keys[0], new_keys[0], copies[0], below[0])
+                self._note_exchanged(place, keys[1], new_keys[1], copies[1], below[1])
+                reached("exchange.named")
+                self._moved.changed(place, new_place)
             await self._journal.commit_made()
             reached("exchange.dropped")
 

@@ -67,12 +67,28 @@ class ObjectMoves:
 
     async def move_dirty(self, place: Place, new_place: Place, dirty: Dirty, new_key: str, *, whiteout: bool) -> None:
         """The store does not have the content yet: it will be uploaded under the new key."""
+        local = dirty.kind is Kind.SPECIAL
+        replaced = self._replaced(new_place, new_key, local=local)
+        with self._journal.together():
+            self._move_dirty_here(place, new_place, dirty, new_key, replaced)
+            if whiteout:
+                self._making.make_whiteout(place)
+            self._moved.changed(place, new_place)
+        await self._journal.commit_made()
+        reached("move-dirty.committed")
+        if local and replaced and self._tree.is_through(replaced) and not self._files.copied.is_deferred(replaced):
+            await self._deletes.make_noted(replaced)
+        if self._tree.is_through(new_key) and not dirty.writers and dirty.must_push:
+            await self._promises.sync(dirty)
+        elif not dirty.writers:
+            self._publisher.publish(dirty)
+
+    def _move_dirty_here(self, place: Place, new_place: Place, dirty: Dirty, new_key: str, replaced: str) -> None:
         old_key, version = dirty.key, dirty.stored.expect
         was_there, unsure = dirty.may_be_stored, dirty.stored.resumed or dirty.stored.unheard
         unheard = dirty.unheard
         local = dirty.kind is Kind.SPECIAL
         target = self._namespace.peek(*new_place)
-        replaced = self._replaced(new_place, new_key, local=local)
         replaced_version = self._tree.version_in_store(target) if target is not None else None
         replaced_unheard = self._tree.unheard(target) if target is not None else NOTHING_UNHEARD
         comes_back = dirty.stored.is_under(new_key)
@@ -80,6 +96,7 @@ class ObjectMoves:
         left = self._take_target(new_place, new_key, local=local)
         self._namespace.hold(dirty.inode, *new_place)
         self._names.move(*place, *new_place)
+        reached("move-dirty.named")
         self._tree.note_renamed(*new_place)
         self._keys.rekey(dirty, new_place, new_key, left.version)
         dirty.stored.lies_over(left.sent)
@@ -96,17 +113,6 @@ class ObjectMoves:
             after = 0 if local or dirty.mode is WriteMode.MUST_CACHE else dirty.number
             self._deletes.later(replaced, new_place, replaced_version, after, replaced_unheard)
             self._files.copied.defer(replaced, target.inode)
-        if whiteout:
-            self._making.make_whiteout(place)
-        self._moved.changed(place, new_place)
-        await self._journal.commit_made()
-        reached("move-dirty.committed")
-        if local and replaced and self._tree.is_through(replaced) and not self._files.copied.is_deferred(replaced):
-            await self._deletes.make_noted(replaced)
-        if self._tree.is_through(new_key) and not dirty.writers and dirty.must_push:
-            await self._promises.sync(dirty)
-        elif not dirty.writers:
-            self._publisher.publish(dirty)
 
     async def move(self, place: Place, new_place: Place, keys: Callable[[], tuple[str, str]], *, whiteout: bool) -> None:
         """Move an object that the store has; ``keys``: of its names. Raises `Stale`, `StoreError`, OSError."""
@@ -151,17 +157,18 @@ class ObjectMoves:
                 self._namespace.belief.expire(entry.inode)
                 raise Stale(f"{key!r} changed in the under-store") from None
             raise
-        self._deletes.reuse(new_key)
-        reader = 0
-        if (now := self._namespace.peek(*new_place)) is not None:
-            reader = now.inode if replaced and self._files.copied.needs_store(now.inode) else 0
-            self._removing.forget(*new_place, now)
-        self._names.move(*place, *new_place)
-        self._tree.note_renamed(*new_place)
-        self._keys.adopt_version(new_place, key, new_key, info)
-        self._moved.changed(place, new_place)
-        self._moved.settle(entry.inode, new_place)
-        self._moved.leave(place, promised)
+        with self._journal.together():
+            self._deletes.reuse(new_key)
+            reader = 0
+            if (now := self._namespace.peek(*new_place)) is not None:
+                reader = now.inode if replaced and self._files.copied.needs_store(now.inode) else 0
+                self._removing.forget(*new_place, now)
+            self._names.move(*place, *new_place)
+            self._tree.note_renamed(*new_place)
+            self._keys.adopt_version(new_place, key, new_key, info)
+            self._moved.changed(place, new_place)
+            self._moved.settle(entry.inode, new_place)
+            self._moved.leave(place, promised)
         reached("move.named")
         if reader:
             self._namespace.hold(None, *new_place)

@@ -118,6 +118,27 @@ def test_a_successor_goes_on_with_the_trail(fd: int) -> None:
     assert stream.left() == []
 
 
+def test_of_changes_that_are_one_a_successor_finds_all_or_none(fd: int) -> None:
+    estate = Estate(fd)
+    index, journal = (Stream(estate.trail, stream_of(0, kind), estate.identity) for kind in (INDEX, JOURNAL))
+
+    def found() -> list[bytes]:
+        trail = Estate(fd).trail
+        return [payload for kind in (INDEX, JOURNAL) for _, payload in trail.left(stream_of(0, kind))]
+
+    index.append(b"before")
+    with journal.together():
+        index.append(b"moved")
+        with index.together():
+            journal.append(b"noted")
+        assert found() == [b"before"]
+    assert found() == [b"before", b"moved", b"noted"]
+    with pytest.raises(OSError, match="disk"), journal.together():
+        journal.append(b"more")
+        raise OSError("disk")
+    assert found()[-1] == b"more", "the daemon lives on with it"
+
+
 def test_a_trail_goes_round_and_gives_memory_back(fd: int) -> None:
     trail, rng = Estate(fd).trail, random.Random(5)
     sent = 0
