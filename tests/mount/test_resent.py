@@ -62,9 +62,9 @@ RENAMED = {
     "u.rclonelink": b"target",
 }
 LINK_OF_WHAT_IS_OPEN = """
-fd = os.open("open", os.O_CREAT | os.O_WRONLY)
+fd = os.open("open-{0}", os.O_CREAT | os.O_WRONLY)
 os.write(fd, read("a"))
-os.link("open", "{0}")
+os.link("open-{0}", "{0}")
 os.close(fd)
 assert read("{0}") == read("a") and os.stat("{0}").st_nlink == 1
 """
@@ -76,7 +76,7 @@ MADE = [
     ("link.filled", LINK_OF_WHAT_IS_OPEN.format("o1")),
     ("link.promised", LINK_OF_WHAT_IS_OPEN.format("o2")),
 ]
-LINKED = {"a": OLD, "a1": OLD, "a2": OLD, "open": OLD, "o1": OLD, "o2": OLD}
+LINKED = {"a": OLD, "a1": OLD, "a2": OLD, "open-o1": OLD, "open-o2": OLD, "o1": OLD, "o2": OLD}
 BLOCKS = """
 fd = os.open("log", os.O_CREAT | os.O_APPEND | os.O_RDWR)
 for block in (b"1" * 2048, b"2" * 2048, b"3" * 2048):
