@@ -273,7 +273,9 @@ def test_what_was_mounted_before_is_mounted_without_the_store(
     assert mount.read("d/cached") == digest(DATA)
     mount.remount()  # so that the index has it for sure
     WAYS[way](proxy)
-    mount.run(["sh", "-c", f"printf promised > {mount.path}/d/new; rm {mount.path}/d/remote"], check=True)
+    mount.run(["sh", "-c", f"cd {mount.path}/d; printf brief > brief; printf promised > begun; rm remote"], check=True)
+    assert sorted(mount.do("list", f"{mount.path}/d")) == ["begun", "brief", "cached"]
+    mount.run(["sh", "-c", f"cd {mount.path}/d; mv begun new; rm brief; sync ."], check=True)
     mount.kill()
     mount.close_readers()
     assert mount.cli("unmount", mount.path).returncode == 0
