@@ -67,6 +67,10 @@ class Stored:
             self.file.close()
 
 
+class FileGone(FileNotFoundError):
+    """The file of an object that has pages is not there."""
+
+
 def store_run(
     directory: CacheDirectory | None,
     oid: bytes,
@@ -90,7 +94,7 @@ def store_run(
     try:
         alone = len(data) >= size  # one run is the whole object: nobody else writes to its file
         with contextlib.nullcontext() if alone else directory.writing(oid):
-            fd = directory.create(oid) if create else directory.open(oid)
+            fd = directory.create(oid) if create else _open_again(directory, oid)
             empty = True
             found = strangers = 0
             try:
@@ -119,6 +123,13 @@ def store_run(
         return Stored(sums, st.st_mtime_ns, None, OpenFile(fd), st.st_ino, found, strangers)
     os.close(fd)
     return Stored(sums, st.st_mtime_ns, None, None, st.st_ino, found, strangers)
+
+
+def _open_again(directory: CacheDirectory, oid: bytes) -> int:
+    try:
+        return directory.open(oid)
+    except FileNotFoundError as exc:
+        raise FileGone(exc.errno, exc.strerror) from exc
 
 
 def _store_whole(

@@ -61,6 +61,8 @@ class Landing:
             self._contents.counters.understore_bytes += flight.length
         if isinstance(stored.error, FileNotFoundError) and obj.pages.count:
             self._contents.lose_file(obj, stored.error)
+        elif isinstance(stored.error, disk.FileGone):
+            pass  # a flight beside this one has told of it
         elif stored.error is not None and space is not None:
             _not_stored(space, stored.error, obj)
         elif stored.file_number and obj.file_number not in (0, stored.file_number):

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
 
+from luxfuse.cache import disk
 from luxfuse.cache.cached import CachedObject
 from tests.support.fake_store import FakeStore
 from tests.support.harness import Mount, mounted, pages, random_bytes
@@ -40,6 +43,32 @@ async def fill(mount: Mount, key: str) -> CachedObject:
 async def check(mount: Mount, obj: CachedObject, data: bytes) -> None:
     for offset in range(0, len(data), 123_457):
         assert bytes(await mount.cache.read(obj, offset, 123_457)) == data[offset : offset + 123_457]
+
+
+async def test_a_file_that_vanished_is_no_sick_disk_however_many_ask_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two flights find that it is gone; the second one finds the object without pages, as the first one has told."""
+    driver = FakeStore()
+    data = random_bytes(SIZE, 1)
+    driver.place("k", data)
+    async with mounted(tmp_path, driver) as m:
+        obj = acquire(m, "k")
+        await m.cache.read(obj, 0, 100)
+        m.directory.file_of(obj.oid).unlink()
+        both, stored = threading.Barrier(2), disk.store_run
+
+        def store_run(*arguments: Any, **named: Any) -> disk.Stored:
+            both.wait(60)
+            return stored(*arguments, **named)
+
+        monkeypatch.setattr(disk, "store_run", store_run)
+        async with trio.open_nursery() as nursery:
+            for page in (1, 3):
+                nursery.start_soon(m.cache.read, obj, pages(page), 100)
+        assert m.space.degraded is None
+        monkeypatch.setattr(disk, "store_run", stored)
+        await check(m, obj, data)
 
 
 @pytest.mark.parametrize("where", [0, 4096, pages(1), pages(2) - 1, SIZE - 1])
