@@ -49,6 +49,16 @@ class NoThreads:
 
         self.start(job, deliver)
 
+    async def run_sync(
+        self, function: Callable[..., T], *arguments: Any, abandon_on_cancel: bool = False, limiter: object = None
+    ) -> T:
+        """As `trio.to_thread.run_sync`."""
+        await trio.lowlevel.checkpoint_if_cancelled()
+        result = outcome.capture(function, *arguments)
+        for _ in range(self._rng.randrange(MOST_TURNS)):
+            await trio.lowlevel.cancel_shielded_checkpoint()
+        return result.unwrap()
+
     def _later(self, token: trio.lowlevel.TrioToken, turns: int, call: Callable[[], object]) -> None:
         if turns:
             token.run_sync_soon(self._later, token, turns - 1, call)
@@ -63,6 +73,7 @@ def without_threads(seed: int) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("trio.lowlevel.start_thread_soon", none.start)
         patch.setattr("trio._threads.start_thread_soon", none.start)
+        patch.setattr("trio.to_thread.run_sync", none.run_sync)
         patch.setattr(workers.Workers, "submit", none.submit)
         patch.setattr(journal_log, "LOG_BYTES", SMALL_BYTES)
         patch.setattr(growth, "STEP_BYTES", SMALL_BYTES)
