@@ -49,7 +49,7 @@ log = logging.getLogger(__name__)
 MOST = 31
 """Under-stores attached at once: each may have 16,384 files in passthrough, of a million descriptors."""
 NUMBERS = 255
-MEMORY = Shares(32 << 20, 32 << 20, 32 << 20)
+MEMORY = Shares(32 << 20, 32 << 20, 32 << 20, most_dirty=20_000)
 """Of one attached under-store."""
 RETRY_S = 5.0
 FORCE_PATIENCE_S = 5.0

@@ -26,8 +26,6 @@ from luxfuse.vfs.writeback import WriteBack
 log = logging.getLogger(__name__)
 
 ROOM_POLL_S = 0.1
-MOST_DIRTY = 300_000
-"""Files and the like that are not in the store yet, and removals that it has not made: each takes a kilobyte or two."""
 
 
 class Room:
@@ -43,8 +41,9 @@ class Room:
         writeback: WriteBack,
         kernel: Kernel,
         timeout_s: float,
+        most_dirty: int,
     ) -> None:
-        """``timeout_s``: how long writers wait for room in the cache."""
+        """``timeout_s``: how long writers wait for room in the cache; ``most_dirty``: see `core.memory.Shares`."""
         self._entries = entries
         self._cache = cache
         self._staging = staging
@@ -52,6 +51,7 @@ class Room:
         self._writeback = writeback
         self._grants = Grants(kernel)
         self.timeout_s = timeout_s
+        self.most_dirty = most_dirty
 
     @asynccontextmanager
     async def kept(self, dirty: Dirty, wanted_bytes: int) -> AsyncIterator[None]:
@@ -126,7 +126,7 @@ class Room:
         return TooMany(f"{files} changed files and {deletes} removals are not in the under-store yet: no more are taken")
 
     def _are_too_many(self) -> bool:
-        return len(self._entries) + len(self._journal.deletes) >= MOST_DIRTY
+        return len(self._entries) + len(self._journal.deletes) >= self.most_dirty
 
     def fits(self, wanted_bytes: int, space: Space | None = None, *, more_files: bool = True) -> bool:
         """Whether there is room for so many more bytes, at home or in ``space``, without making any. See `wait`."""

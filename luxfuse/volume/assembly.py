@@ -53,7 +53,7 @@ def build_tree(
     if memory is None:
         memory = shares(default_limit(memory_bytes()) if s.memory_limit_bytes is None else s.memory_limit_bytes)
     reading = build_reading(opened, kernel, prober, memory, clock)
-    writing = build_writing(opened, reading, kernel, memory.uploads_bytes)
+    writing = build_writing(opened, reading, kernel, memory)
     limits = key_limits(s.source, hierarchical=store.abilities.hierarchical)
     changing = build_changing(opened, reading, writing, _defaults(s), limits)
     recovery = _recovery(opened, reading, writing, changing, limits)

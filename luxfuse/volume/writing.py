@@ -8,6 +8,7 @@ from pathlib import Path
 from luxfuse.cache.budget import ByteBudget
 from luxfuse.cache.recovered import Recovered
 from luxfuse.cache.upload import Uploader
+from luxfuse.core.memory import Shares
 from luxfuse.core.names import path_of
 from luxfuse.vfs.early import EarlyUploads
 from luxfuse.vfs.kernel import Kernel
@@ -42,12 +43,14 @@ class Writing:
     writer: Writer
 
 
-def build_writing(opened: Opened, reading: Reading, kernel: Kernel, uploads_bytes: int) -> Writing:
+def build_writing(opened: Opened, reading: Reading, kernel: Kernel, memory: Shares) -> Writing:
     """Build them: each gets what it needs, but for write-back, which needs those that need it."""
     s, local, nursery = opened.settings, opened.local, opened.nursery
     namespace, entries, files, cache = reading.namespace, reading.dirty, reading.files, reading.cache
     journal, staging, replicator = local.journal, local.staging, opened.neighbours.replicator
-    uploader = Uploader(store=opened.store, journal=journal, budget=ByteBudget(uploads_bytes), max_uploads=s.max_uploads)
+    uploader = Uploader(
+        store=opened.store, journal=journal, budget=ByteBudget(memory.uploads_bytes), max_uploads=s.max_uploads
+    )
     recovered = Recovered(Path(s.state_dir, "recovered", s.source_id))
     pusher = Pusher(
         namespace=namespace,
@@ -81,6 +84,7 @@ def build_writing(opened: Opened, reading: Reading, kernel: Kernel, uploads_byte
         writeback=writeback,
         kernel=kernel,
         timeout_s=s.room_timeout_s,
+        most_dirty=memory.most_dirty,
     )
     replicas = PromisedReplicas(notes=notes, journal=journal, writeback=writeback, replicator=replicator)
     publisher = Publisher(

@@ -14,14 +14,20 @@ def test_a_quarter_of_the_machine_and_no_more_than_what_is_of_use(machine: int, 
 @pytest.mark.parametrize("limit", [192, 256, 300, 512, 1024, 2048, 1 << 20])
 def test_all_shares_together_stay_inside_the_limit_with_a_part_to_spare(limit: int) -> None:
     parts = shares(limit * MIB)
-    used = parts.flights_bytes + parts.kept_bytes + parts.uploads_bytes
+    assert memory.LEAST_DIRTY <= parts.most_dirty <= memory.MOST_DIRTY
+    dirty = parts.most_dirty * memory.DIRTY_BYTES if parts.most_dirty > memory.LEAST_DIRTY else 0  # the least may exceed it
+    used = parts.flights_bytes + parts.kept_bytes + parts.uploads_bytes + dirty
     spare = (limit * MIB - memory.BASE_BYTES) // memory.SHARES
     assert memory.BASE_BYTES + used <= limit * MIB - min(spare, memory.LEAST_BYTES)
     assert min(parts.flights_bytes, parts.kept_bytes, parts.uploads_bytes) >= memory.LEAST_BYTES
 
 
 def test_there_is_a_least_that_it_works_with() -> None:
-    assert shares(32 * MIB) == memory.Shares(16 * MIB, 16 * MIB, 16 * MIB)
+    assert shares(32 * MIB) == memory.Shares(16 * MIB, 16 * MIB, 16 * MIB, 10_000)
+
+
+def test_as_many_files_may_wait_for_the_store_as_there_is_memory_for() -> None:
+    assert [shares(limit << 20).most_dirty for limit in (256, 1024, 2048, 8192)] == [10_000, 55_050, 219_545, 300_000]
 
 
 def test_the_least_limit_of_the_control_groups_counts() -> None:

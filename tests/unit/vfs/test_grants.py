@@ -11,7 +11,6 @@ import trio
 
 from luxfuse.core.grants import MOST_BYTES, grant_bytes, is_tight
 from luxfuse.index.names import ROOT_INODE
-from luxfuse.vfs import room
 from luxfuse.vfs.attributes import Caller
 from luxfuse.vfs.errors import NoRoom, TooMany
 from tests.support.fake_store import FakeStore
@@ -141,7 +140,7 @@ async def test_nothing_is_taken_back_where_there_are_too_many_files(
         await m.kernel.write(m.fs, handle, 0, b"x" * CHUNK)
         granted = m.kernel.granted(inode)
         assert granted
-        monkeypatch.setattr(room, "MOST_DIRTY", 1)
+        monkeypatch.setattr(m.writer._room, "most_dirty", 1)
         with pytest.raises(TooMany):
             await m.kernel.create(m.fs, 1, b"other")
         assert m.kernel.granted(inode) == granted
@@ -157,7 +156,7 @@ async def test_a_file_is_written_to_where_there_are_too_many(tmp_path: Path, mon
         count = asked(m)
         handle, inode = await m.kernel.create(m.fs, 1, b"file")
         m.kernel.granted(inode, take_back=True)
-        monkeypatch.setattr(room, "MOST_DIRTY", 1)
+        monkeypatch.setattr(m.writer._room, "most_dirty", 1)
         with pytest.raises(TooMany):
             await m.kernel.create(m.fs, 1, b"other")
         await m.kernel.write(m.fs, handle, 0, b"x" * CHUNK)
@@ -180,7 +179,7 @@ async def test_nothing_is_made_where_there_are_too_many(tmp_path: Path, monkeypa
         driver.hold("put")
         await m.fs.mkdir(ROOT_INODE, b"first", 0o755, caller)
         with monkeypatch.context() as patched:
-            patched.setattr(room, "MOST_DIRTY", 1)
+            patched.setattr(m.writer._room, "most_dirty", 1)
             for make in makes:
                 with pytest.raises(TooMany):
                     await make(b"more")
@@ -199,10 +198,11 @@ async def test_nothing_is_removed_where_too_many_removals_wait(tmp_path: Path, m
         driver.hold("delete")
         await m.fs.unlink(ROOT_INODE, b"first")
         with monkeypatch.context() as patched:
-            patched.setattr(room, "MOST_DIRTY", 1)
+            patched.setattr(m.writer._room, "most_dirty", 1)
             with pytest.raises(TooMany):
                 await m.fs.unlink(ROOT_INODE, b"second")
             assert list(await m.entries()) == [b"second"]
+            patched.setattr(m.writer._room, "timeout_s", 60.0)
             driver.release()
             await m.fs.unlink(ROOT_INODE, b"second")
         await m.drain()
