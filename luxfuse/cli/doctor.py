@@ -16,6 +16,7 @@ from luxfuse.cli.checkup.machine import check_machine
 from luxfuse.cli.checkup.mounted import check_mount
 from luxfuse.cli.checkup.network import check_network
 from luxfuse.cli.checkup.patience import patiently
+from luxfuse.cli.checkup.records import check_records
 from luxfuse.cli.flags import ConfigFile, MountOptions, with_settings
 from luxfuse.cli.options import parse_options
 from luxfuse.cli.report import AsJson, print_json
@@ -97,6 +98,7 @@ def _check(settings: Settings, record: MountRecord | None, *, store_known: bool)
     )
     if record is None:
         yield from patiently(check_disks(settings), "disk", "look at the disk and its mount: dmesg, findmnt, iostat -x 1")
+        yield from patiently(check_records(settings.state_dir), "records", "look at the disk: dmesg, iostat -x 1")
     if store_known:
         yield from check_store(settings)
     elif record is not None:

@@ -23,6 +23,14 @@ from luxfuse.types import Kind, WriteMode
 ORIGIN = "origin.json"
 
 
+class OtherVersion(OSError):
+    """A journal of another luxfuse."""
+
+    def __init__(self, found: int) -> None:
+        super().__init__(f"a journal of another version, {found}")
+        self.found = found
+
+
 class Origin(msgspec.Struct, frozen=True, kw_only=True):
     """Whose a journal is. ``cache`` is the directory with the staging files."""
 
@@ -80,13 +88,22 @@ def find(journals: Path) -> Iterator[Leftovers]:
     for path in paths:
         try:
             origin = msgspec.json.decode((path / ORIGIN).read_bytes(), type=Origin)
-            if not _in_use(Path(origin.cache)):
-                yield _read(path, origin)
+            if not _is_locked(Path(origin.cache)):
+                yield read(path, origin)
         except (OSError, msgspec.MsgspecError, lmdb.Error):
             continue
 
 
-def _in_use(cache: Path) -> bool:
+def in_use(state_dir: Path, name: str) -> bool:
+    """Whether a daemon uses the journal of that name, and so the index."""
+    try:
+        origin = msgspec.json.decode((state_dir / "journal" / name / ORIGIN).read_bytes(), type=Origin)
+        return _is_locked(Path(origin.cache))
+    except (OSError, msgspec.MsgspecError):
+        return False
+
+
+def _is_locked(cache: Path) -> bool:
     """Whether a daemon holds the cache directory. To try its lock would get in the way of a daemon that starts."""
     try:
         inode = (cache / "lock").stat().st_ino
@@ -96,14 +113,16 @@ def _in_use(cache: Path) -> bool:
     return any(" FLOCK " in line and f":{inode} " in line for line in locks)
 
 
-def _read(path: Path, origin: Origin) -> Leftovers:
+def read(path: Path, origin: Origin) -> Leftovers:
+    """Return the rest in a journal. Raises `OtherVersion`, OSError, msgspec's and LMDB's errors if it cannot be read."""
     decode = msgspec.msgpack.Decoder(FileRecord).decode
     files = size = unclosed = 0
     with lmdb.open(str(path), readonly=True, lock=False, max_dbs=len(Table), create=False) as env:
         databases = {table: env.open_db(table.name.lower().encode(), create=False) for table in Table}
         with env.begin() as txn:
-            if txn.get(b"format", db=databases[Table.META]) not in (U64.pack(LOGLESS_VERSION), U64.pack(FORMAT_VERSION)):
-                raise OSError("a journal of another version")
+            version = txn.get(b"format", db=databases[Table.META])
+            if version not in (U64.pack(LOGLESS_VERSION), U64.pack(FORMAT_VERSION)):
+                raise OtherVersion(int.from_bytes(version or b"", "big"))
             generation = txn.get(GENERATION, db=databases[Table.META])
             logged = journal_log.found(path, generation).records if generation is not None else {}
             for _, value in over(txn.cursor(db=databases[Table.FILES]), logged, Table.FILES):
