@@ -19,7 +19,6 @@ import signal
 import subprocess
 import threading
 from collections.abc import AsyncGenerator, Iterator, Sequence
-from pathlib import Path
 
 import msgspec
 import trio
@@ -29,6 +28,7 @@ from luxfuse.daemon.running import Running
 from luxfuse.daemon.succession import Succession
 from luxfuse.errors import MountError
 from luxfuse.fuse import mountpoint as mounts
+from luxfuse.fuse.threads import uninterruptible
 from luxfuse.keeper import HANDED_OVER, saying
 from luxfuse.steps import reached
 
@@ -41,7 +41,6 @@ LEAVE_S = 30.0
 DISK_S = 2.0
 """For how long a thread may wait for a disk."""
 POLL_S = 0.05
-_TASKS = Path("/proc/self/task")
 _SAID_MOST = 300
 
 
@@ -183,24 +182,13 @@ def _killed_after(seconds: float) -> Iterator[None]:
 
 async def _insist_on_disks(where: str) -> None:
     """Raise `MountError` if a thread of this process waits for a disk all the while."""
-    waiting = _waiting_threads()
+    waiting = uninterruptible()
     with trio.move_on_after(DISK_S):
         while waiting:
             await trio.sleep(POLL_S)
-            waiting &= _waiting_threads()
+            waiting &= uninterruptible()
     if waiting:
         raise MountError(_hung(where, DISK_S))
-
-
-def _waiting_threads() -> set[tuple[str, str]]:
-    """Return the threads that wait and cannot be interrupted, each with how often it has waited."""
-    found = set()
-    for task in _TASKS.iterdir():
-        with contextlib.suppress(OSError):  # it has ended
-            status = (task / "status").read_text()
-            if "\nState:\tD" in status:
-                found.add((task.name, status.partition("\nvoluntary_ctxt_switches:")[2].partition("\n")[0]))
-    return found
 
 
 def _no_keeper(where: str) -> str:

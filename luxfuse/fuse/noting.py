@@ -45,4 +45,6 @@ def frames_of(call: Any) -> Iterator[FrameType]:
         if frame is None:
             return
         yield frame
+        if getattr(call, "cr_running", False) or getattr(call, "gi_running", False):
+            return  # what it awaits must not be looked at while another thread runs it
         call = getattr(call, "cr_await", None) or getattr(call, "gi_yieldfrom", None)

@@ -23,6 +23,8 @@ in its turn, so that the mount ends in good order; if that one dies as well, or 
 keeper takes the mount away and ends. A successor begins with these signals blocked, and sees to them once it serves.
 If the keeper dies, the daemon serves on, and has no successor.
 
+A daemon that says by ``--keeper-fd`` that it is stuck is killed, unless others were just before (`luxfuse.keeper.ending`).
+
 A daemon that was killed cannot end while it waits for a lock of the kernel whose holder waits for an answer to a request:
 that comes from its successor, which is started though the process is still there, if it waits for nothing but FUSE. Where
 it waits for a disk, its writes might come behind those of a successor.

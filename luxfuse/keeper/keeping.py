@@ -10,6 +10,7 @@ import time
 
 from luxfuse.keeper import HANDED_OVER, systemd
 from luxfuse.keeper.device import mounted, refuse_all, take_away
+from luxfuse.keeper.ending import Ending, Endings
 from luxfuse.keeper.guarding import Guard
 from luxfuse.keeper.handing import Held, take
 from luxfuse.keeper.log import Log
@@ -47,6 +48,8 @@ class Keeper(Starter):
         self.link.on_progress = self.wait_on
         if self.in_foreground:
             self.link.on_held, self.link.on_dropped = systemd.hold, systemd.drop
+        self.link.on_stuck = self.end_what_is_stuck
+        self.endings = Endings()
         self.device = holds.device
         self.estate = holds.estate if holds.estate >= 0 else os.memfd_create("luxfuse-estate", os.MFD_CLOEXEC)
         self.oom_score = read_oom_score()
@@ -87,6 +90,16 @@ class Keeper(Starter):
         """A daemon has not begun to serve in time: it is not waited for."""
         if self.daemon and self.serving_since() < self.began:
             self.log.say(f"the daemon does not serve after {time.monotonic() - self.began:.0f} s, and is ended")
+            self.send(signal.SIGKILL)
+
+    def end_what_is_stuck(self, said_ms: int) -> None:
+        """A daemon that serves says that it cannot go on: its successor can, unless that gets stuck again and again."""
+        if not self.daemon or self.serving_since() < self.began or not mounted(self.device):
+            return
+        ending = self.endings.judge(self.daemon, said_ms / 1000, time.monotonic())
+        if ending is not Ending.NOTHING:
+            self.log.say(ending.value)
+        if ending is Ending.END:
             self.send(signal.SIGKILL)
 
     def wait_on(self) -> None:

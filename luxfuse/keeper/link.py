@@ -30,6 +30,8 @@ class Link:
         self.on_held: Callable[[str, int], None] = _nothing
         self.on_dropped: Callable[[str], None] = _nothing
         """Called with what is held from now on, and with what is held no more."""
+        self.on_stuck: Callable[[int], None] = _nothing
+        """Called when the daemon says that it cannot go on, with the time at which it did, in ms of the monotonic clock."""
         self._ours: _socket.socket | None = None
 
     def open(self) -> _socket.socket:
@@ -47,8 +49,10 @@ class Link:
     def close(self) -> None:
         """Hear what is left, and no more."""
         if self._ours is not None:
+            on_stuck, self.on_stuck = self.on_stuck, _nothing  # that process has ended
             while self.hear():
                 pass
+            self.on_stuck = on_stuck
             self._ours.close()
             self._ours = None
 
@@ -100,6 +104,8 @@ class Link:
                 self.next = keeper, daemon
         elif verb == "goes-on":
             self.on_progress()
+        elif verb == "stuck":
+            self.on_stuck(int(what))
         elif verb == "notify":
             systemd.notify(what)
 

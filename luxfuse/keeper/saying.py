@@ -10,6 +10,7 @@ import os
 import select
 import socket
 import threading
+import time
 from collections.abc import Sequence
 
 from luxfuse.keeper import systemd
@@ -49,6 +50,11 @@ def mounted(number: str) -> None:
 def goes_on() -> None:
     """This process gets on with its beginning."""
     _send("goes-on")
+
+
+def is_stuck() -> bool:
+    """This process cannot go on; a keeper ends it, unless it is told too late to be sure. Returns whether it is told."""
+    return _send(f"stuck {time.monotonic_ns() // 1_000_000}")
 
 
 def next_is(keeper: Sequence[str], daemon: Sequence[str]) -> bool:

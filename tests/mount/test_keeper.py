@@ -774,6 +774,42 @@ def test_nobody_takes_the_cache_directory_of_a_daemon_that_fails(
     assert mount.read("a") == digest(b"content")
 
 
+def test_one_that_is_stuck_is_ended_and_its_successor_answers(
+    mounting: Mounts, proxy: FaultProxy, bucket: str, fill: Any, tmp_path: Path
+) -> None:
+    """After ten times as many looks a second as there are otherwise."""
+    data = content("waiting", 3 * MIB)
+    fill({"a": data})
+    mount = mounting.make(
+        f"s3://{bucket}", endpoint_url=proxy.endpoint, keeper=True, forked=False,
+        expected_logs=[DIED, "the event loop has not turned", "the event loop is stuck", "the daemon is stuck"],
+    )  # fmt: skip
+    mount.python = other_version(
+        tmp_path / "stuck", "9.8.6",
+        {"daemon/main.py": (RELOADS, f"{RELOADS}                time.sleep(100000)\n"),
+         "fuse/watchdog.py": ("\nCHECK_S = 1.0\n", "\nCHECK_S = 0.1\n")},
+    )  # fmt: skip
+    mount.mount()
+    assert mount.do("list", str(mount.path)) == ["a"]
+    proxy.only(lambda request: request.method == "GET" and "list-type" not in request.query)
+    proxy.set(hold=True)
+    reader = mount.reader()
+    reader.send("file", f"{mount.path}/a")
+    wait_for("the reader waits", reader.waits_for_fuse)
+    before = mount.pid
+    os.kill(before, signal.SIGHUP)
+    wait_for("it is stuck", lambda: "the event loop has not turned" in mount.log())
+    later = mount.reader()
+    later.send("file", f"{mount.path}/a")
+    wait_for("its successor serves", lambda: mount.serves_as_successor_of(before))
+    proxy.clear()
+    assert reader.take() == later.take() == digest(data)
+    log = mount.log()
+    assert "it is in luxfuse.daemon.main._reload_on_hangup:" in log
+    assert "while the event loop does not turn: " in log
+    assert log.count("the daemon is stuck, and is ended") == mount.status()["restarts"] == 1
+
+
 def test_without_a_keeper_a_daemon_that_fails_leaves_no_mount(
     mounting: Mounts, s3: FastS3, bucket: str, tmp_path: Path
 ) -> None:

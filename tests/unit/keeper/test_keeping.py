@@ -61,6 +61,43 @@ time.sleep(1000)
         assert "is ended" not in kept.said()
 
 
+STUCK = """
+serve()
+for _ in range(3):
+    keeper.send(b"stuck %d" % (time.monotonic_ns() // 1_000_000 - {ago_ms}))
+keeper.send(b"goes-on")
+time.sleep(1000)
+"""
+
+
+def test_one_that_says_it_is_stuck_is_ended_but_not_again_and_again(tmp_path: Path) -> None:
+    """Its successor goes on; when three were ended, the fourth is left as it is."""
+    with made(tmp_path, STUCK.format(ago_ms=0), most=10) as kept:
+        wait_for("one is left", lambda: "is left as it is" in kept.said())
+        assert kept.begun() == 4
+        said = kept.said()
+        assert said.count("the daemon is stuck, and is ended") == 3
+        assert said.count("the daemon died (signal 9) and is started again") == 3
+        assert said.count("is left as it is; look at what it waits for") == 1
+        assert not kept.state.read_text(), "it has not given up"
+        assert kept.process.poll() is None
+
+
+@pytest.mark.parametrize(
+    ("program", "served"),
+    [
+        pytest.param(STUCK.format(ago_ms=60_000), True, id="it said so long ago"),
+        pytest.param(STUCK.replace("serve()", "").format(ago_ms=0), False, id="it does not serve yet"),
+    ],
+)
+def test_one_that_may_go_on_is_not_ended(tmp_path: Path, program: str, served: bool) -> None:
+    progress = f"open({str(tmp_path / 'heard')!r}, 'w').close()"
+    changes = f"keeping.Keeper.wait_on = lambda _: {progress}"
+    with made(tmp_path, program, served=served, changes=changes) as kept:
+        wait_for("the keeper has heard all", (tmp_path / "heard").exists)
+        assert (kept.begun(), kept.said()) == (1, "")
+
+
 def test_without_a_descriptor_systemd_is_not_told_and_that_is_all(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise OSError(errno.ENFILE, "no descriptors")
