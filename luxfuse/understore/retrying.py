@@ -35,6 +35,10 @@ COPIED_BYTES = 256 << 20
 DELETE_PATIENCE = 4
 """Deleting 1000 keys at once takes a store longer than other requests."""
 
+PATIENT_DELETES = 10
+"""A delete gets the deadline of one request and as much again for each so many further keys, up to that: some drivers
+remove one after the other."""
+
 
 class Store(Calls):
     """An `UnderStore` for trio tasks. All methods raise `luxfuse.errors.StoreError` subclasses only."""
@@ -232,7 +236,7 @@ class Store(Calls):
                 raise again
 
         try:
-            await self.call("delete", delete, what=what, patience=DELETE_PATIENCE, changes=keys)
+            await self.call("delete", delete, what=what, patience=delete_patience(len(keys)), changes=keys)
         except StoreError as exc:
             if exc not in failures.values():
                 raise
@@ -290,6 +294,11 @@ class Store(Calls):
 def _patience(size_bytes: int) -> float:
     """Return how many times the deadline of one request sending so many bytes may take."""
     return 1 + size_bytes / PATIENT_BYTES
+
+
+def delete_patience(keys: int) -> float:
+    """Return how many times the deadline of one request removing so many keys may take."""
+    return min(DELETE_PATIENCE, 1 + (keys - 1) / PATIENT_DELETES)
 
 
 def _first(pages: Iterator[ListPage]) -> tuple[Iterator[ListPage], ListPage | None]:

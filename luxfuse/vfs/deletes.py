@@ -24,7 +24,7 @@ from luxfuse.index.journal import DeleteRecord, Journal
 from luxfuse.index.names import ROOT_INODE
 from luxfuse.steps import reached
 from luxfuse.types import ABSENT, Kind
-from luxfuse.understore.retrying import DELETE_PATIENCE, Store
+from luxfuse.understore.retrying import Store, delete_patience
 from luxfuse.vfs.dirty import DirtyEntries
 from luxfuse.vfs.dirty_fields import NOTHING_UNHEARD, Unheard
 from luxfuse.vfs.namespace import Namespace
@@ -185,7 +185,7 @@ class Deletes:
             if self._store.must_wait(keys):
                 for key in keys:
                     self._must_wait(key)
-                await self._store.outlive(keys, f"DELETE below {prefixes[0]!r}", patience=DELETE_PATIENCE)
+                await self._store.outlive(keys, f"DELETE below {prefixes[0]!r}", patience=delete_patience(len(keys)))
             await self._drop_of_filled(keys)
             await self._drop_of_others(keys)
         keys = [key for key in keys if key in self._journal.deletes]

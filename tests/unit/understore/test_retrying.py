@@ -302,6 +302,19 @@ async def test_patience_grows_with_the_size(fake, mock_clock):
     fake.release()
 
 
+async def test_removing_one_key_takes_no_longer_than_any_request_and_many_keys_do(fake, mock_clock):
+    store = make(fake, timeout_s=0.2)
+    fake.hold("delete")
+    took_s = {}
+    for keys in (1, 11, 1000):
+        started_s = trio.current_time()
+        with pytest.raises(StoreUnavailable):
+            await store.delete([f"{keys}-{number}" for number in range(keys)])
+        took_s[keys] = trio.current_time() - started_s
+    fake.release()
+    assert took_s[1] < 0.3 <= took_s[11] < 0.5 <= took_s[1000]
+
+
 async def test_reads_do_not_wait_for_writes(fake):
     store = make(fake, timeout_s=60, max_requests=2)
     fake.hold("put")
