@@ -16,6 +16,7 @@ import pytest
 from tests.support.fast_s3 import FastS3
 from tests.support.fault_proxy import FaultProxy, Request
 from tests.support.mounted import ALWAYS, MIB, Mount, Mounts, content, digest, put, stats_of, wait_for
+from tests.support.versions import other_version
 from tests.support.writing import NEW, Scribe
 
 LATER = ["cannot be brought to the under-store yet"]
@@ -201,9 +202,17 @@ def test_what_arrived_of_an_upload_that_fails_is_not_sent_again(
 
 
 def test_a_restart_aborts_the_uploads_that_a_kill_left(
-    mount: Mount, client: Any, bucket: str, proxy: FaultProxy, scribe: Scribing
+    mounting: Mounts, client: Any, s3: FastS3, bucket: str, proxy: FaultProxy, scribe: Scribing, tmp_path: Path
 ) -> None:
-    mount.expected_logs.append("was being written when")
+    """Nobody waits for that, though this luxfuse would for an hour."""
+    put(s3, bucket, "other", b"other")
+    mount = mounting.make(
+        f"s3://{bucket}", endpoint_url=proxy.endpoint, options={"request_timeout": "1h"}, forked=False,
+        expected_logs=[*LATER, "was being written when"],
+    )  # fmt: skip
+    patient = {"vfs/recovery/restart.py": ("\nABORT_DEADLINE_S = 5.0\n", "\nABORT_DEADLINE_S = 3600.0\n")}
+    mount.python = other_version(tmp_path / "patient", "9.8.6", patient)
+    mount.mount()
     writer = scribe(mount)
     writer("open", "f", f"{mount.path}/file", NEW)
     writer("write", "f", ["early", 40 * MIB])
@@ -212,7 +221,15 @@ def test_a_restart_aborts_the_uploads_that_a_kill_left(
     writer.end()
     mount.cli("unmount", mount.path, check=True)
     assert uploads(client, bucket) == ["file"]
+    proxy.only(lambda request: request.method == "DELETE")
+    proxy.set(hold=True)
     assert mount.try_mount().returncode == 0
+    wait_for("it is to be aborted", lambda: any(r.method == "DELETE" for r in proxy.requests))
+    assert mount.read("other") == digest(b"other")
+    assert scribe(mount).put("new", ["new", 10]) is None
+    assert uploads(client, bucket) == ["file"]
+    assert mount.status()["understore"]["in_flight"] > 0
+    proxy.clear()
     wait_for("it is aborted", lambda: uploads(client, bucket) == [])
 
 
