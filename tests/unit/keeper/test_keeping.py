@@ -72,7 +72,7 @@ time.sleep(1000)
 
 def test_one_that_says_it_is_stuck_is_ended_but_not_again_and_again(tmp_path: Path) -> None:
     """Its successor goes on; when three were ended, the fourth is left as it is."""
-    with made(tmp_path, STUCK.format(ago_ms=0), most=10) as kept:
+    with closing(Kept(tmp_path, STUCK.format(ago_ms=0), most=10)) as kept:
         wait_for("one is left", lambda: "is left as it is" in kept.said())
         assert kept.begun() == 4
         said = kept.said()
@@ -93,7 +93,7 @@ def test_one_that_says_it_is_stuck_is_ended_but_not_again_and_again(tmp_path: Pa
 def test_one_that_may_go_on_is_not_ended(tmp_path: Path, program: str, served: bool) -> None:
     progress = f"open({str(tmp_path / 'heard')!r}, 'w').close()"
     changes = f"keeping.Keeper.wait_on = lambda _: {progress}"
-    with made(tmp_path, program, served=served, changes=changes) as kept:
+    with closing(Kept(tmp_path, program, served=served, changes=changes)) as kept:
         wait_for("the keeper has heard all", (tmp_path / "heard").exists)
         assert (kept.begun(), kept.said()) == (1, "")
 
