@@ -49,6 +49,8 @@ import pandas
 frame = pandas.DataFrame({"a": range(1000), "b": ["x", "y"] * 500})
 frame.to_csv(root + "/pandas/t.csv", index=False, storage_options=options)
 assert pandas.read_csv(root + "/pandas/t.csv", storage_options=options).equals(frame)
+frame.to_parquet(root + "/pandas/t.parquet", storage_options=options)
+assert pandas.read_parquet(root + "/pandas/t.parquet", storage_options=options).equals(frame)
 """
 
 PYARROW = """
