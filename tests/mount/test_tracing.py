@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -168,6 +169,7 @@ def test_slow_requests_are_logged_as_json(
     assert slow, records
     assert slow[0]["level"] == "warning"
     assert " for python" in slow[0]["event"]
-    assert "it waited for the store; got 97.7 KiB from store" in slow[0]["event"]
+    # Where the machine is busy it may have waited longer for its turn.
+    assert re.search("it waited for the (store|queue of the daemon); got 97.7 KiB from store", slow[0]["event"])
     assert slow[0]["timestamp"][19] == "."
     assert slow[0]["timestamp"][-6] in "+-"
