@@ -183,7 +183,7 @@ class Store(Calls):
                 size_bytes=size,
                 key=key,
                 changes=[key],
-                # Where it does not go up in parts, of which the end is conditional, the driver only looks before.
+                # Where it does not go up in parts, of which the end is conditional, the driver may only look before.
                 conditional=self.is_conditional(expect) and self.abilities.multipart,
             )
         self.note_stored(key, size)

@@ -21,6 +21,8 @@ from tests.support.late_requests import given_up
 from tests.support.virtual_time import virtual_time
 
 VERSION = '"an ETag"'
+GENERATION = "1796046111549782"
+"""As Google names versions."""
 NO_ETAG = "5-1700000000"
 IN_ONE = replace(EVERYTHING, multipart=False)
 
@@ -39,6 +41,7 @@ def make(driver: FakeStore, timeout_s: float = 30.0) -> Store:
     [
         ("put", EVERYTHING, VERSION, True),
         ("put", EVERYTHING, ABSENT, True),
+        ("put", EVERYTHING, GENERATION, True),
         ("put", EVERYTHING, NO_ETAG, False),
         ("put", EVERYTHING, None, False),
         ("put", replace(EVERYTHING, conditional=False), VERSION, False),
