@@ -66,6 +66,7 @@ PACKAGE = ROOT / "luxfuse"
 ROOMS = {path.stem for path in PACKAGE.iterdir() if (path / "__init__.py").exists() or path.suffix == ".py"}
 
 
+@functools.cache
 def sources_in(place: Path) -> list[str]:
     files = sorted(place.rglob("*.py")) if place.is_dir() else [place.with_suffix(".py")]
     return [file.read_text() for file in files if file.is_file()]
@@ -85,14 +86,32 @@ def members(classes: list[ast.ClassDef]) -> set[str]:
 
 
 @functools.cache
-def classes() -> dict[str, list[ast.ClassDef]]:
-    """Return the classes of the package, and of what tests share, by name."""
-    found = defaultdict(list)
-    for source in [*sources_in(PACKAGE), *sources_in(ROOT / "tests/support")]:
-        for node in ast.walk(ast.parse(source)):
+def words_in(place: Path) -> set[str]:
+    return {word for source in sources_in(place) for word in re.findall(r"\w+", source)}
+
+
+@functools.cache
+def parsed() -> tuple[dict[str, list[ast.ClassDef]], set[str]]:
+    """Return the classes of the package, and of what tests share, by name, and the texts of the package's code.
+
+    Texts have NUL for what is filled in.
+    """
+    found, texts = defaultdict(list), set()
+    for place in (PACKAGE, ROOT / "tests/support"):
+        for node in (node for source in sources_in(place) for node in ast.walk(ast.parse(source))):
             if isinstance(node, ast.ClassDef):
                 found[node.name].append(node)
-    return found
+            elif place != PACKAGE:
+                continue
+            elif isinstance(node, ast.JoinedStr):
+                texts.add("".join(v.value if isinstance(v, ast.Constant) else "\0" for v in node.values))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                texts.add(re.sub(r"%[-\d.]*[a-z]", "\0", node.value))
+    return found, texts
+
+
+def classes() -> dict[str, list[ast.ClassDef]]:
+    return parsed()[0]
 
 
 def has(name: str, member: str) -> bool:
@@ -114,8 +133,7 @@ def lacking(name: str) -> str:
         place /= rest.pop(0)
     if place == PACKAGE:
         return "" if any(re.search(rf"^{first} = ", source, re.MULTILINE) for source in sources_in(place)) else first
-    source = "\n".join(sources_in(place))
-    return next((word for word in rest if not re.search(rf"\b{word}\b", source)), "")
+    return next((word for word in rest if word not in words_in(place)), "")
 
 
 @pytest.mark.parametrize("document", ["luxfuse/ARCHITECTURE.md", "luxfuse/docs/CLUSTER.md", ".github/CONTRIBUTING.md"])
@@ -143,15 +161,8 @@ def test_the_map_of_vfs_has_every_module() -> None:
 
 
 def messages() -> set[str]:
-    """Return the texts of the package's code, with NUL for what is filled in, and the system's texts for errors."""
-    found = {os.strerror(number) for number in errno.errorcode}
-    for source in sources_in(PACKAGE):
-        for node in ast.walk(ast.parse(source)):
-            if isinstance(node, ast.JoinedStr):
-                found.add("".join(v.value if isinstance(v, ast.Constant) else "\0" for v in node.values))
-            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-                found.add(re.sub(r"%[-\d.]*[a-z]", "\0", node.value))
-    return found
+    """Return the texts of the package's code, and the system's texts for errors."""
+    return parsed()[1] | {os.strerror(number) for number in errno.errorcode}
 
 
 def test_messages_that_can_be_looked_up_are_those_that_come() -> None:

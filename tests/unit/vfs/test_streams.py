@@ -217,7 +217,13 @@ async def test_a_listing_that_fails_says_so_behind_what_it_brought(tmp_path: Pat
         assert len(await m.entries("d")) == 400
 
 
-@pytest.mark.parametrize("error", [StoreUnavailable("an outage"), AccessDenied("expired", renewable=True)])
+class Failed(StoreUnavailable):
+    """Another try fails, too, so none is made until the time is over."""
+
+    retryable = False
+
+
+@pytest.mark.parametrize("error", [Failed("an outage"), AccessDenied("expired", renewable=True)])
 async def test_where_an_older_listing_is_known_it_stands_in_for_the_rest(tmp_path: Path, error: StoreError) -> None:
     driver = filled(400)
     async with mounted(tmp_path, driver) as m:
