@@ -107,11 +107,23 @@ async def test_a_mount_that_ends_tells_the_number(
         assert timed == [True]
         for _ in range(MOST + 1):
             log.note(2.5)
-        watchdog.look(NOW_S)
         assert len(log.lines) == MOST
         nursery.cancel_scope.cancel()
     assert log.lines[MOST:] == ["slow request: 1 more in the minute before were not told"]
     assert timed == [True, False]
+
+
+async def test_the_number_is_looked_for_all_the_time(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks: list[float] = []
+    watchdog = Watchdog(log.operations, 30.0, 2.0, check_s=0.01)
+    monkeypatch.setattr(log.operations.observers[0], "tell_untold", looks.append)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(watchdog.run)
+        with trio.fail_after(120):
+            while len(looks) < 2:
+                await trio.sleep(0.01)
+        nursery.cancel_scope.cancel()
+    assert looks == sorted(looks)
 
 
 @pytest.fixture
