@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -10,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from luxfuse.control.client import ControlClient
+from luxfuse.fuse.session import MAX_BACKGROUND
 from luxfuse.understore.submissions import PROBE_KEY
 from tests.support.fast_s3 import FastS3
 from tests.support.fault_proxy import FaultProxy, Request
@@ -19,6 +23,8 @@ from tests.support.relay import relay
 from tests.support.resolving import HOST, resolver
 
 DATA = content("outage", 100_000)
+LARGE = b"l" * (16 << 20)
+"""So large that its reads come to the daemon as long as it is not in the cache."""
 TTLS = ("--metadata-ttl", "200ms", "--negative-ttl", "0s")
 REMOVED = [f"r{i}" for i in range(8)]
 
@@ -168,6 +174,100 @@ def test_a_dead_store_does_not_hold_up_a_live_one(mount: Mount, proxy: FaultProx
         mount.do("create", f"{mount.path}/live/g{number}")
     assert {each["path"]: each["state"] for each in mount.status()["volumes"]} == {"": "degraded", "live": "serving"}
     come_back(mount, proxy)
+
+
+@pytest.fixture
+def patient(mounting: Mounts, proxy: FaultProxy, bucket: str, fill) -> Mount:
+    """What waits for its store waits until that answers: nothing that is seen meanwhile depends on a deadline."""
+    fill({f"{name}/cached": DATA for name in ("d", "e")} | {"d/removed": DATA, "d/large": LARGE})
+    made = mounting(
+        f"s3://{bucket}",
+        *TTLS,
+        endpoint_url=proxy.endpoint,
+        options={"request_timeout": "1h", "whole_file_threshold": "1MiB"},
+    )
+    for name in ("d", "e"):
+        made.do("list", f"{made.path}/{name}")
+        assert made.read(f"{name}/cached") == digest(DATA)
+    return made
+
+
+def test_a_removal_that_waits_holds_up_its_own_directory_alone(patient: Mount, proxy: FaultProxy) -> None:
+    """There it is the kernel that has others wait, and for names only: the directory is being changed."""
+    opened, remover, lister = (patient.reader() for _ in range(3))
+    opened("open", "f", f"{patient.path}/d/cached")
+    proxy.set(hold=True)
+    remover.send("os.unlink", f"{patient.path}/d/removed")
+    wait_for("it is asked for", lambda: any(request.method in ("DELETE", "POST") for request in proxy.requests))
+    lister.send("list", f"{patient.path}/d")
+    assert sorted(patient.do("list", f"{patient.path}")) == ["d", "e"]
+    assert patient.do("list", f"{patient.path}/e") == ["cached"]
+    assert patient.read("e/cached") == digest(DATA)
+    assert opened("all", "f") == digest(DATA)
+    assert not remover.answered()
+    assert not lister.answered()
+    proxy.clear()
+    remover.take()
+    assert sorted(lister.take()) == ["cached", "large"]
+
+
+READS = """
+import os, sys, threading
+file = os.open(sys.argv[1], os.O_RDONLY)
+os.posix_fadvise(file, 0, 0, os.POSIX_FADV_RANDOM)
+sys.stdin.readline()
+def read(number):
+    assert os.pread(file, 4096, (8 << 20) + 4096 * number) == b"l" * 4096
+threads = [threading.Thread(target=read, args=(number,)) for number in range(int(sys.argv[2]))]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+"""
+"""Reads so many blocks of a file at once, each with a request of its own."""
+
+
+def test_more_reads_than_the_kernel_sends_at_once_hold_up_no_names_and_no_file_in_passthrough(
+    patient: Mount, proxy: FaultProxy, s3: FastS3
+) -> None:
+    (s3.root / "live").mkdir()
+    for number in range(20):
+        put(s3, "live", f"f{number}", DATA)
+    client = ControlClient(patient.directory() / "control.sock", deadline_s=120)
+    client.attach("s3://live", "live", {"endpoint_url": s3.endpoint})
+    command = [sys.executable, "-I", "-S", "-c", READS, f"{patient.path}/d/large", str(2 * MAX_BACKGROUND)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE) as reading:
+        try:
+            wait_for("it is open", lambda: any("large" in os.readlink(each) for each in open_files(reading.pid)))
+            proxy.set(hold=True)
+            assert reading.stdin is not None
+            reading.stdin.write(b"\n")
+            reading.stdin.close()
+            waiting = connection(patient) / "waiting"
+            wait_for("they wait", lambda: int(waiting.read_text()) >= MAX_BACKGROUND)
+            assert sorted(patient.do("list", f"{patient.path}/live")) == sorted(f"f{number}" for number in range(20))
+            if patient.status()["passthrough"]:
+                for number in range(20):
+                    assert patient.read(f"live/f{number}") == digest(DATA)
+                assert patient.read("e/cached") == digest(DATA)
+            for number in range(20):
+                patient.do("create", f"{patient.path}/live/g{number}")
+            assert sorted(patient.do("list", f"{patient.path}/d")) == ["cached", "large", "removed"]
+            assert int(waiting.read_text()) >= MAX_BACKGROUND
+            proxy.clear()
+            assert reading.wait(PATIENCE_S) == 0
+        finally:
+            proxy.clear()
+            reading.kill()
+
+
+def open_files(pid: int) -> list[Path]:
+    return list(Path(f"/proc/{pid}/fd").iterdir())
+
+
+def connection(mount: Mount) -> Path:
+    """What the kernel says of the mount."""
+    return Path("/sys/fs/fuse/connections") / str(os.minor(mount.path.stat().st_dev))
 
 
 def test_bytes_that_trickle_are_not_waited_for(mount: Mount, proxy: FaultProxy) -> None:
