@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -119,6 +120,29 @@ async def test_another_tier_takes_its_place_and_keeps_it(tmp_path: Path, monkeyp
         await read_all(m)
         assert driver.counts["get"] == gets
         assert space(m, "ssd").ledger.used_bytes == m.objects.used_bytes_in(space(m, "ssd").number)
+
+
+async def test_a_disk_that_is_slow_is_used_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reads wait for it: a second for each is no death."""
+    driver = FakeStore()
+    driver.place("k00", random_bytes(pages(1), 1))
+    async with mounted(tmp_path, driver) as m:
+        assert await m.read_all("k00") == driver.objects["k00"][0]
+        look = m.directory._read_past_memory
+        looked = []
+
+        def slow() -> None:
+            time.sleep(1.0)
+            looked.append(look())
+
+        monkeypatch.setattr(m.directory, "_read_past_memory", slow)
+        await m.space._observe()
+        assert looked
+        assert not m.space.unreadable
+        assert not m.space.degraded
+        gets = driver.counts["get"]
+        assert await m.read_all("k00") == driver.objects["k00"][0]
+        assert driver.counts["get"] == gets
 
 
 async def test_a_disk_that_hangs_is_one_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

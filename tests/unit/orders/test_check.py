@@ -401,6 +401,23 @@ async def test_one_at_a_time_and_it_ends_when_told(tmp_path: Path, monkeypatch: 
         assert (await run(m)).problems == 0
 
 
+async def test_it_reads_no_more_than_its_rate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each slice is paid for before the next one, so that a disk has time for programs."""
+    paid: list[float] = []
+    sleep_until = trio.sleep_until
+
+    async def note(deadline_s: float) -> None:
+        paid.append(deadline_s - trio.current_time())
+        await sleep_until(trio.current_time())
+
+    monkeypatch.setattr("luxfuse.cache.check.BYTES_PER_S", PAGE_BYTES // 1000)
+    async with filled(tmp_path) as m:
+        monkeypatch.setattr("luxfuse.cache.check.trio.sleep_until", note)
+        checked = (await run(m)).bytes
+    assert checked >= SIZE
+    assert sum(paid) == pytest.approx(checked / (PAGE_BYTES // 1000), rel=0.02)
+
+
 async def test_it_waits_behind_what_is_fetched_and_keeps_nobody_from_eviction(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
