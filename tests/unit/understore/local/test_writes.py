@@ -144,13 +144,13 @@ def test_root_that_is_gone_is_not_made_again(local, root):
 
 def test_source_that_changes_while_it_is_copied(local, monkeypatch):
     first = local.put("x", b"old", {})
-    copy_all = local_writes._copy_all
+    copy_all = local_writes.copy_all
 
     def change(source: int, target: int) -> None:
         copy_all(source, target)
         os.utime(source, ns=(1, 1))
 
-    monkeypatch.setattr(local_writes, "_copy_all", change)
+    monkeypatch.setattr(local_writes, "copy_all", change)
     with pytest.raises(VersionChanged):
         local.copy("x", "y", version=first.version)
     assert everything(local) == ["x"]
