@@ -57,13 +57,14 @@ class Disk:
             subprocess.run(["fsfreeze", "--unfreeze", self.path], check=True, timeout=120)
 
     def fill_up(self) -> None:
-        with (self.path / "ballast").open("wb") as f:
-            try:
-                while True:
-                    f.write(bytes(MIB))
-                    f.flush()
-            except OSError:
-                pass
+        """Until nothing fits, even once the file system has given back what it had reserved for delayed writes."""
+        with (self.path / "ballast").open("wb", buffering=0) as file:
+            for size in (MIB, 4096, 4096):
+                with contextlib.suppress(OSError):
+                    while True:
+                        file.write(bytes(size))
+                with contextlib.suppress(OSError):  # what did not fit is not there
+                    os.fsync(file.fileno())
 
     def make_room(self) -> None:
         (self.path / "ballast").unlink()
