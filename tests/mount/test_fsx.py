@@ -87,9 +87,17 @@ def test_lost_change_is_found(tmp_path: Path, seed: int, monkeypatch: pytest.Mon
         return {"pwrite": lambda: len(arguments[1]), "ftruncate": lambda: None,
                 "copy_file_range": lambda: arguments[2]}[call]()  # fmt: skip
 
+    class Careful(Fsx):
+        """Touches no page of its mapping that the file has not got: that ends the process (SIGBUS)."""
+
+        def _mapped(self) -> int:
+            if self._mapping is not None and os.stat(self.path).st_size < len(self.model):
+                raise Mismatch("the file is too short")
+            return super()._mapped()
+
     monkeypatch.setattr(os, call, pretend)
     with pytest.raises((Mismatch, ValueError)):  # mmap notices by itself that a file is too short
-        Fsx(str(tmp_path / "file"), seed).run(OPERATIONS)
+        Careful(str(tmp_path / "file"), seed).run(OPERATIONS)
 
 
 def test_same_seed_same_operations(tmp_path: Path, seed: int) -> None:
