@@ -148,12 +148,23 @@ class Attachments:
                     await self._take_down(a)
                 raise
         except BaseException:
-            del self._attached[path]
-            lasting.give_back_the_rest()
+            self._forget(path)
             raise
         await self._tree.settle()
         log.info("attached %s at %s", safe_url(source), self._where(path))
         return a.notes
+
+    def _forget(self, path: str) -> None:
+        """A volume is gone, and nobody goes on with it; it may have failed before, and have set its locks aside."""
+        number = self._attached.pop(path).record.number
+        if self._succession is not None:
+            self._succession.forget_volume(number)
+        self.give_back_locks()
+
+    def give_back_locks(self) -> None:
+        """Give back the locks that nobody has taken up, unless they may be those of a volume that is tried again."""
+        if all(a.state != "unreachable" for a in self._attached.values()):
+            lasting.give_back_the_rest()
 
     def _check(self, path: str, settings: Settings) -> None:
         where = self._where(path)
@@ -311,10 +322,7 @@ class Attachments:
         a.error = None
         try:
             await self._take_down(a)
-            del self._attached[a.path]
-            if self._succession is not None:
-                self._succession.forget_volume(a.record.number)
-            lasting.give_back_the_rest()  # it may have failed before
+            self._forget(a.path)
             await trio.to_thread.run_sync(gc.collect)  # its parts know each other: pages and connections go now
             await self._record()
             await self._tree.settle()
@@ -383,6 +391,7 @@ class Attachments:
             for a in list(self._attached.values()):
                 if a.state == "unreachable":
                     await self._try(a)
+                    self.give_back_locks()
 
     async def close(self) -> None:
         """End all volumes, the innermost first, as the process is about to end; they stay on record."""

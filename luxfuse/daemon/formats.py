@@ -31,7 +31,7 @@ class Format:
 
 
 FORMATS = (
-    Format(Word.FORMAT, "memory", memory.FORMAT, (memory.FORMAT_OF_BEFORE,)),
+    Format(Word.FORMAT, "memory", memory.FORMAT),
     Format(Word.INDEX_FORMAT, "index", store.FORMAT_VERSION),
     Format(Word.JOURNAL_FORMAT, "journal", journal_file.FORMAT_VERSION, (journal_file.LOGLESS_VERSION,)),
     Format(Word.DIRECTORY_FORMAT, "cache directory", directory.FORMAT_VERSION),

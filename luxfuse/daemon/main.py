@@ -221,7 +221,7 @@ class _Daemon:
             self._systemd.serves(f"serving {safe_url(self._settings.source)} at {self._settings.mountpoint}")
             self._ready(None, self._notes)
             self._early.replay()
-            lasting.give_back_the_rest()
+            attachments.give_back_locks()
             log.info("serving %s at %s", safe_url(self._settings.source), self._settings.mountpoint)
             serving.start_soon(attachments.retry)
             if self._later is not None:

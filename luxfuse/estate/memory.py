@@ -25,9 +25,8 @@ from luxfuse.estate.facts import Facts
 from luxfuse.estate.trail import Trail
 from luxfuse.estate.words import Word, Words
 
-FORMAT = 2
-FORMAT_OF_BEFORE = 1
-"""Operations do not say of which inode they are, nor facts of backings whether they are staging files: it is read, too."""
+FORMAT = 1
+"""Another one only where older ones could not go on with it: an upgrade that fails goes back to the luxfuse of before."""
 MAGIC = 0x4C55584553544154
 OPENS_AT = 4096
 SLOTS = 1 << 17
@@ -65,9 +64,8 @@ class Estate:
             words[Word.IDENTITY] = secrets.randbits(63) | 1
             words[Word.FORMAT] = FORMAT
             words[Word.MAGIC] = MAGIC
-        elif words[Word.MAGIC] != MAGIC or words[Word.FORMAT] not in (FORMAT, FORMAT_OF_BEFORE):
+        elif words[Word.MAGIC] != MAGIC or words[Word.FORMAT] != FORMAT:
             raise MountError(_OTHER)
-        words[Word.FORMAT] = FORMAT  # what is written from now on
         self.inherited = words[Word.STATE] == State.SERVING
         """Whether an earlier daemon served the mount, and this one is its successor."""
         if self.inherited and not words[Word.HANDED_OVER]:

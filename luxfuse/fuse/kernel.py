@@ -159,7 +159,9 @@ class KernelSide:
         return 0 if self.serves_bytes else None
 
     def inherit(self, inode: int, fd: int, stamp_ns: int, *, retired: bool) -> bool:
-        slot = self._slots[inode]
+        slot = self._slots.get(inode)
+        if slot is None:  # an earlier try of its volume has taken it over
+            return self.is_registered(inode)
         same = fd >= 0 and not retired and os.fstat(fd).st_ino == slot.file_inode
         try:
             passthrough.inherit(inode, slot.number, slot.backing_id, fd, stamp_ns, retired or not same)
@@ -171,7 +173,10 @@ class KernelSide:
         return True
 
     def disinherit(self, inode: int) -> None:
-        self._left.append(self._slots.pop(inode))
+        slot = self._slots.pop(inode, None)
+        if slot is None:
+            return
+        self._left.append(slot)
         if self._inherited:
             self._give_back_left()
 

@@ -286,11 +286,12 @@ class Backings:
         """Take over the backing that the kernel has of an inode; ``fd`` is its file, -1 if that is lost."""
         lost, dirty = fd < 0, self._dirty.get(inode)
         backing = Backing(fact.parent, fact.name, fact.key, fact.entry, None, fact.nameless)
-        backing.gone = lost and (dirty is None or dirty.source is None) and (fact.staged or not fact.entry.version)
+        staged = dirty is not None and dirty.source is not None
+        backing.gone = lost and not staged and (fact.staged or not fact.entry.version)
         # One that was removed goes with its last close, as it would have before.
         if not self._kernel.inherit(inode, fd, stamp_ns, retired=lost or fact.nameless):
             return False
-        self._add(inode, backing, None if lost else fact.oid)
+        self._add(inode, backing, None if lost or staged else fact.oid)
         if backing.gone:  # what is open has nothing to read; the name stands for what the store has
             self._namespace.renumber(inode)
         return True

@@ -22,7 +22,7 @@
 struct operation {
 	atomic_ullong unique, slot, before, state; /* 0: none, 1: about to be counted, 2: counted */
 	int64_t by;
-	uint64_t ino; /* of the slot; 0 in the estate's first format */
+	uint64_t ino; /* of the slot; 0 where an older luxfuse has written it */
 	uint64_t spare[2];
 };
 

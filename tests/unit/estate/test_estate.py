@@ -9,9 +9,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from luxfuse.daemon import formats
 from luxfuse.errors import MountError
-from luxfuse.estate.memory import FACTS_HALF_BYTES, FORMAT, FORMAT_OF_BEFORE, TRAIL_BYTES, Estate, State
+from luxfuse.estate.memory import FACTS_HALF_BYTES, TRAIL_BYTES, Estate, State
 from luxfuse.estate.trail import INDEX, JOURNAL, Stream, stream_of
 from luxfuse.estate.words import Word, Words
 from luxfuse.keeper import words
@@ -49,16 +48,6 @@ def test_another_format_is_refused(fd: int) -> None:
     Words(first.memory)[Word.FORMAT] = 99
     with pytest.raises(MountError, match="another format"):
         Estate(fd)
-
-
-def test_the_format_of_before_is_gone_on_with_in_the_one_of_now(fd: int) -> None:
-    first = Estate(fd)
-    first.serve()
-    first.facts.put(b"key", b"value")
-    Words(first.memory)[Word.FORMAT] = FORMAT_OF_BEFORE
-    assert Estate(fd).facts.get(b"key") == b"value"
-    assert Words(first.memory)[Word.FORMAT] == FORMAT
-    assert FORMAT_OF_BEFORE in {older for each in formats.FORMATS for older in each.also_read if each.word is Word.FORMAT}
 
 
 def test_facts_are_those_that_were_put_and_not_dropped(fd: int) -> None:
