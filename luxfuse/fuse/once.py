@@ -168,7 +168,9 @@ def once(
                 self.begun.begin(unique, *names(*args), None if other is None else other(*args))
             try:
                 if earlier is not None and turned(self, earlier, *args):
-                    return await made(self, earlier, unique, *args)
+                    with contextlib.suppress(NotMade):  # it was; somebody else has replaced it since
+                        return await made(self, earlier, unique, *args)
+                    return None
                 return await handler(self, *args, **kwargs)
             except LuxError as exc:
                 if earlier is None or exc.errno not in done:

@@ -55,6 +55,9 @@ class NameChanges:
                 self._again = number
                 names.make_again(key, new_key)
         self._again = 0
+        if self._last > self._made:  # of some the name was not there: nor are these to be made of a later one
+            self._made = self._last
+            self._store.put(Table.META, MADE, U64.pack(self._last))
         self._await_commit()
 
     def number(self, key: bytes) -> int:

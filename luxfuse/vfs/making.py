@@ -124,12 +124,13 @@ class Making:
     def make_like(self, parent: int, name: bytes, attributes: Attributes) -> tuple[Dirty, Entry]:
         """Make an empty file with the attributes of another one. The caller has the turn of the name."""
         key = self._tree.new_key(parent, name, Kind.FILE)
-        dirty, entry = self._make(parent, name, Kind.FILE, attributes, key)
-        try:
-            self._writer.stage_new(dirty, entry)
-        except BaseException:
-            self.undo(dirty)
-            raise
+        with self._journal.together():
+            dirty, entry = self._make(parent, name, Kind.FILE, attributes, key)
+            try:
+                self._writer.stage_new(dirty, entry)
+            except BaseException:
+                self.undo(dirty)
+                raise
         return dirty, entry
 
     async def mkdir(self, parent: int, name: bytes, mode: int, caller: Caller) -> Entry:
@@ -164,13 +165,14 @@ class Making:
             await self._room.wait_for_fewer()
             key = self._tree.new_key(parent, name, kind)
             attributes = msgspec.structs.replace(self._owned(parent, mode, caller, kind), rdev=rdev)
-            dirty, _ = self._make(parent, name, kind, attributes, key, len(target))
-            try:
-                dirty.made(target)
-                self._notes.note(dirty, target or None)
-            except BaseException:
-                self.undo(dirty)
-                raise
+            with self._journal.together():
+                dirty, _ = self._make(parent, name, kind, attributes, key, len(target))
+                try:
+                    dirty.made(target)
+                    self._notes.note(dirty, target or None)
+                except BaseException:
+                    self.undo(dirty)
+                    raise
             reached("make.noted")
         if self._tree.is_through(key) and kind is not Kind.SPECIAL:
             try:
@@ -199,6 +201,7 @@ class Making:
         )
         # What the store does not get takes no object's place: one that was removed here still has to go.
         left = self._deletes.reuse(key) if kind is not Kind.SPECIAL else NOTHING_LEFT
+        reached("make.named")
         dirty = self._notes.mark(entry, key, left.version, (parent, name))
         if left != NOTHING_LEFT:
             dirty.stored.lies_over(left.sent)
@@ -233,21 +236,23 @@ class Making:
         entry = self._tree.entry(dirty.inode)
         version, unheard = self._tree.version_in_store(entry), self._tree.unheard(entry)
         lies_over_removed = dirty.stored.doomed
-        self._publisher.orphan(dirty, entry)
-        self._names.erase(parent, name)
-        if lies_over_removed:
-            self._namespace.hold(None, *place)
-            self._deletes.later(dirty.key, place, version, unheard=unheard)
-        else:
-            self._namespace.settle(None, *place)
+        with self._journal.together():
+            self._publisher.orphan(dirty, entry)
+            self._names.erase(parent, name)
+            if lies_over_removed:
+                self._namespace.hold(None, *place)
+                self._deletes.later(dirty.key, place, version, unheard=unheard)
+            else:
+                self._namespace.settle(None, *place)
 
     def make_whiteout(self, place: tuple[int, bytes]) -> None:
         """Give a name that is free a whiteout, and note it: a character device 0/0, which tells overlayfs of a removal."""
         parent, name = place
         key = self._namespace.places.key(parent, name, Kind.SPECIAL)
-        dirty, _ = self._make(parent, name, Kind.SPECIAL, _whiteout(), key)
-        dirty.made()
-        self._notes.note(dirty)
+        with self._journal.together():
+            dirty, _ = self._make(parent, name, Kind.SPECIAL, _whiteout(), key)
+            dirty.made()
+            self._notes.note(dirty)
 
     def promise_whiteout(self, place: tuple[int, bytes]) -> int:
         """Let a restart make the whiteout, beside the move that leaves it; returns its number in the journal."""

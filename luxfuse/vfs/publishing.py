@@ -219,6 +219,7 @@ class Publisher:
         self._writeback.forget(dirty)
         if dirty.source is not None:
             self._will.nameless(dirty.inode, NamelessFact(dirty.number, dirty.record(entry.attributes), entry))
+            reached("orphan.noted")
         self.discard_if_unused(dirty)
 
     def discard_if_unused(self, dirty: Dirty) -> None:

@@ -134,6 +134,32 @@ async def test_after_a_power_cut_the_index_lacks_its_last_commit(tmp_path: Path)
         assert await seen(m) == user.now
 
 
+async def test_what_could_not_be_made_again_is_not_made_of_a_later_name(tmp_path: Path) -> None:
+    """A name went twice within one commit of the index: the second time it is not there at a restart, but later it is."""
+    must_cache = options("must-cache")
+    async with mounted(tmp_path / "one", placed({}), must_cache) as m:
+        user = User(m, dict(await seen(m)))
+        await user.create("b", FILE[0])
+        await m.index.flush()
+        await user.unlink("b")
+        await user.create("b", FILE[0])
+        await user.unlink("b")
+        await m.journal.commit()
+        driver = snapshot(m, tmp_path / "two")
+    for number, (name, after) in enumerate((("two", "three"), ("three", "four")), 1):
+        o = options("must-cache")
+        o.beginning_s = BEGINNING_S + 10 * number
+        async with mounted(tmp_path / name, driver, o) as m:
+            user = User(m, dict(await seen(m)))
+            if name == "two":
+                assert user.now == {}
+                await user.create("b", OTHER[0])
+            assert await seen(m) == {"b": OTHER}
+            await m.index.flush()
+            await m.journal.commit()
+            driver = snapshot(m, tmp_path / after)
+
+
 async def test_the_journal_does_not_fill_up_with_them(tmp_path: Path) -> None:
     """They go with further changes, once the index has them."""
     async with mounted(tmp_path / "life", placed({}), options("async-through")) as m:

@@ -43,6 +43,17 @@ os.rename("o", "o-moved")
 assert not os.path.exists("o") and os.stat("o-moved").st_size == 6000
 os.close(fd)
 """
+OVER_WHAT_IS_OPEN = """
+fd = os.open("t", os.O_CREAT | os.O_WRONLY)
+os.write(fd, b"t" * 5000)
+over = os.open("s", os.O_CREAT | os.O_WRONLY)
+os.write(over, read("u-moved"))
+os.close(over)
+os.rename("s", "t")
+assert os.write(fd, b"more") == 4 and os.fstat(fd).st_size == 5004
+os.close(fd)
+assert not os.path.exists("s") and read("t") == read("u-moved")
+"""
 RENAMES = [
     ("move.named", 'whiteout("w1", "w1-moved")'),
     ("move.deleted", 'whiteout("w2", "w1-moved", 4)'),
@@ -51,6 +62,7 @@ RENAMES = [
     ("move-directory.names-committed", 'whiteout("wd", "wd-moved", 5); assert os.listdir("wd-moved") == ["x"]'),
     ("move.deleted", 'renameat2("n", "n-moved", 1)'),
     ("move.deleted", 'os.rename("u", "u-moved"); assert os.readlink("u") == "target"'),  # which "u" has hidden
+    ("orphan.noted", OVER_WHAT_IS_OPEN),
 ]
 RENAMED = {
     "w1-moved": NEW,
@@ -59,6 +71,7 @@ RENAMED = {
     "n-moved": NEW,
     "o-moved": b"x" * 6000,
     "u-moved": OLD,
+    "t": OLD,
     "u.rclonelink": b"target",
 }
 LINK_OF_WHAT_IS_OPEN = """
@@ -68,7 +81,15 @@ os.link("open-{0}", "{0}")
 os.close(fd)
 assert read("{0}") == read("a") and os.stat("{0}").st_nlink == 1
 """
+MADE_ANEW = """
+os.unlink("k")
+fd = os.open("k", os.O_CREAT | os.O_EXCL | os.O_WRONLY)
+os.write(fd, b"1")
+os.close(fd)
+assert read("k") == b"1"
+"""
 MADE = [
+    ("make.named", MADE_ANEW),
     ("make.noted", 'os.mkfifo("fifo"); assert stat.S_ISFIFO(os.stat("fifo").st_mode)'),
     ("promise.committed", 'os.mknod("node", 0o600 | stat.S_IFREG); assert os.stat("node").st_size == 0'),
     ("link.copied", 'os.link("a", "a1"); assert read("a1") == read("a")'),
@@ -76,7 +97,7 @@ MADE = [
     ("link.filled", LINK_OF_WHAT_IS_OPEN.format("o1")),
     ("link.promised", LINK_OF_WHAT_IS_OPEN.format("o2")),
 ]
-LINKED = {"a": OLD, "a1": OLD, "a2": OLD, "open-o1": OLD, "open-o2": OLD, "o1": OLD, "o2": OLD}
+LINKED = {"k": b"1", "a": OLD, "a1": OLD, "a2": OLD, "open-o1": OLD, "open-o2": OLD, "o1": OLD, "o2": OLD}
 BLOCKS = """
 fd = os.open("log", os.O_CREAT | os.O_APPEND | os.O_RDWR)
 for block in (b"1" * 2048, b"2" * 2048, b"3" * 2048):
@@ -134,8 +155,10 @@ def test_renames(dying: Callable[..., Mount], mounting: Mounts, s3: FastS3, buck
 
 def test_what_is_made(dying: Callable[..., Mount], mounting: Mounts, s3: FastS3, bucket: str, tmp_path: Path) -> None:
     mounting.expected_logs.append("'o1' was being written when the last run ended")  # of which nothing was promised yet
-    put(s3, bucket, "a", OLD)
+    for key in ("a", "k"):
+        put(s3, bucket, key, OLD)
     mount = dying()
+    assert do(mount, 'assert os.listdir(".")')
     make(mount, tmp_path / "once", MADE)
     assert mount.do("list", str(mount.path)) == sorted([*LINKED, "fifo", "node"])
     assert mount.unmount().returncode == 0

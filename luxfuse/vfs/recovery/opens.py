@@ -12,6 +12,7 @@ from pathlib import Path
 
 from luxfuse.cache.page_cache import PageCache
 from luxfuse.cache.upload_source import Source
+from luxfuse.index.journal import Journal
 from luxfuse.tiers.staging import Staging
 from luxfuse.vfs.dirty import Dirty, DirtyEntries
 from luxfuse.vfs.dirty_fields import Stored
@@ -37,6 +38,7 @@ class InheritedOpens:
         cache: PageCache,
         staging: Staging,
         contents: JournalContents,
+        journal: Journal,
     ) -> None:
         self._inherited = inherited
         self._will = will
@@ -46,6 +48,7 @@ class InheritedOpens:
         self._cache = cache
         self._staging = staging
         self._contents = contents
+        self._journal = journal
         self._lost: set[int] = set()
         """Inodes that could not be taken over, of those in passthrough or read by lanes."""
 
@@ -53,7 +56,9 @@ class InheritedOpens:
         """Make files dirty again that have no name and are open; returns the numbers of their staging files."""
         numbers = set()
         for inode, fact in self._will.nameless_files().items():
-            if self._inherited.is_open(inode) and self._restore_nameless(inode, fact):
+            if fact.number in self._journal.files or self._entries.get(inode) is not None:
+                self._will.not_nameless(inode)  # killed before the change that takes its name counted
+            elif self._inherited.is_open(inode) and self._restore_nameless(inode, fact):
                 numbers.add(fact.number)
             else:
                 self._will.not_nameless(inode)

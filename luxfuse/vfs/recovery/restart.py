@@ -168,6 +168,7 @@ class Recovery:
                 cache=cache,
                 staging=staging,
                 contents=contents,
+                journal=journal,
             )
         )
         self._aside = Aside(
