@@ -41,13 +41,13 @@ class Finding(Enum):
 
 
 class Stalls:
-    """The looks at one loop."""
+    """The looks at one loop; ``cpu_s``, as in `Look`, when they begin."""
 
-    def __init__(self) -> None:
+    def __init__(self, cpu_s: float) -> None:
         self.missed = 0
         """Looks without a turn, up to the last one."""
         self._asleep = 0
-        self._last_s = self._began_s = 0.0
+        self._last_s = self._began_s = cpu_s
 
     @property
     def stalled(self) -> bool:

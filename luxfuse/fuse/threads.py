@@ -37,11 +37,16 @@ def is_asleep(thread: int) -> bool:
 
 
 def are_held_up() -> bool:
-    """Whether any thread waits for a disk, or is debugged."""
-    for task, status in _statuses():
+    """Whether any thread waits for a disk, or is debugged, or this cannot be found out."""
+    try:
+        statuses = list(_statuses())
+    except OSError:  # no descriptors are left, say
+        return True
+    for task, status in statuses:
         stack = b""
-        with contextlib.suppress(OSError):  # it has ended, or the kernel does not let us
-            stack = (task / "stack").read_bytes()
+        for name in ("stack", "wchan"):  # of which the second one says the innermost place to anybody
+            with contextlib.suppress(OSError):  # it has ended, or the kernel does not let us
+                stack += (task / name).read_bytes()
         uninterruptible = "\nState:\tD" in status and not any(name in stack for name in _FORGETS)
         if uninterruptible or _OTHER_MOUNT in stack or _is_traced(status):
             return True

@@ -107,22 +107,32 @@ class Watchdog:
             self._operations.interrupts.time_out(request.task)
 
     def _watch(self, loop: _Loop) -> None:
-        stalls, seen = Stalls(), self._turns
+        stalls, seen, failed = Stalls(loop.cpu_s()), self._turns, False
         while not self._ended.wait(self._check_s):
-            turns, cpu_s = self._turns, loop.cpu_s()
-            if turns != seen:
-                seen, missed = turns, stalls.missed
-                if stalls.turned(cpu_s) is Finding.TURNS:
-                    log.info("the event loop turns again, after about %s", format_age(missed * self._check_s))
+            turns = self._turns
+            try:
+                self._look(loop, stalls, turned=turns != seen)
+            except Exception:
+                if not failed:  # it goes on: nobody else looks
+                    log.exception("the watchdog failed in an unexpected way")
+                failed = True
+            seen = turns
+
+    def _look(self, loop: _Loop, stalls: Stalls, *, turned: bool) -> None:
+        cpu_s = loop.cpu_s()
+        if turned:
+            missed = stalls.missed
+            if stalls.turned(cpu_s) is Finding.TURNS:
+                log.info("the event loop turns again, after about %s", format_age(missed * self._check_s))
+        else:
+            finding = stalls.look(Look(cpu_s, threads.is_asleep(loop.thread), threads.are_held_up()))
+            self._tell_of_stall(loop, finding, stalls.missed * self._check_s)
+        for late in self.find_late(time.perf_counter()):
+            if stalls.stalled:
+                self.tell(*late)
             else:
-                finding = stalls.look(Look(cpu_s, threads.is_asleep(loop.thread), threads.are_held_up()))
-                self._tell_of_stall(loop, finding, stalls.missed * self._check_s)
-            for late in self.find_late(time.perf_counter()):
-                if stalls.stalled:
-                    self.tell(*late)
-                else:
-                    loop.soon(self.tell, *late)
-                loop.soon(self.end, *late)
+                loop.soon(self.tell, *late)
+            loop.soon(self.end, *late)
 
     def _tell_of_stall(self, loop: _Loop, finding: Finding | None, age_s: float) -> None:
         if finding is Finding.STALLED:

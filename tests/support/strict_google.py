@@ -8,6 +8,7 @@ obstore makes: objects, copies, uploads in parts. ETags in its listings are quot
 from __future__ import annotations
 
 import contextlib
+import gzip
 import http.client
 import json
 import re
@@ -79,7 +80,10 @@ class StrictGoogle:
                 answer.body = re.sub(rb"<ETag>([^<]*)</ETag>", rb"<ETag>&quot;\1&quot;</ETag>", answer.body)
                 return answer
             if url.path == "/token":
-                return Answer(200, b'{"access_token": "t", "expires_in": 3600, "token_type": "Bearer"}', _JSON)
+                token = b'{"access_token": "t", "expires_in": 3600, "token_type": "Bearer"}'
+                if "gzip" not in request.headers.get("Accept-Encoding", ""):
+                    return Answer(200, token, _JSON)
+                return Answer(200, gzip.compress(token), {**_JSON, "Content-Encoding": "gzip"})
         return self._pass(request)
 
     def _upload(self, request: Any, bucket: str, query: Mapping[str, str]) -> Answer:

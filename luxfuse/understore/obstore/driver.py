@@ -6,10 +6,10 @@ Keys that obstore cannot name go there too, and for Google to the driver on gcsf
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import importlib.util
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, cast
 
@@ -33,6 +33,8 @@ from luxfuse.understore.s3.direct import AS_USUAL, open_direct
 from luxfuse.understore.s3.native import NativeTransport
 from luxfuse.understore.s3.transport import Transport
 from luxfuse.understore.small_files import Answer, WantedFile
+
+MARKERS_AT_ONCE = 16
 
 
 class ObstoreDriver(DelegatedWrites, ObstoreReads):
@@ -228,11 +230,15 @@ class ObstoreDriver(DelegatedWrites, ObstoreReads):
 
     def _with_known_markers(self, page: ListPage) -> ListPage:
         """Return a page in which markers have the versions of the driver that can name them, for which ETags are none."""
-        known = []
-        for info in page.objects:
-            with contextlib.suppress(NotFound):  # it has gone meanwhile
-                try:
-                    known.append(self._fallback().head(info.key) if info.key.endswith("/") else info)
-                except StoreRejected:  # there is no such driver
-                    known.append(info)
-        return ListPage(known)
+        markers = [info for info in page.objects if info.key.endswith("/")]
+        with ThreadPoolExecutor(MARKERS_AT_ONCE) as pool:
+            known = dict(zip((info.key for info in markers), pool.map(self._known, markers), strict=True))
+        return ListPage([found for info in page.objects if (found := known.get(info.key, info)) is not None])
+
+    def _known(self, info: ObjectInfo) -> ObjectInfo | None:
+        try:
+            return self._fallback().head(info.key)
+        except NotFound:  # it has gone meanwhile
+            return None
+        except StoreRejected:  # there is no such driver
+            return info

@@ -123,7 +123,9 @@ def open_store(
     else:
         arguments = {"az": _azure, "gs": _gcs}[family](location, config)
         reach = _reach(family, arguments, options)
-        if family == "gs":  # which else unpacks what is stored compressed, and heeds no Range of it
+        if family == "gs" and arguments.get("skip_signature"):
+            # Google else unpacks what is stored compressed, and heeds no Range of it. With credentials, tokens would be
+            # fetched with this header, too, and nobody unpacks those.
             client["default_headers"] = {"accept-encoding": "gzip"}
     endpoint = config.get(endpoint_name)
     if endpoint and endpoint.startswith("http://"):

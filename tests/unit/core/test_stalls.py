@@ -19,9 +19,14 @@ def found(looks: Iterable[Look], stalls: Stalls | None = None) -> list[tuple[int
 
 
 def begun() -> Stalls:
-    stalls = Stalls()
+    stalls = Stalls(0.0)
     assert stalls.turned(1.0) is None
     return stalls
+
+
+def test_what_was_computed_before_the_first_look_does_not_count() -> None:
+    looks = [Look(10 * COMPUTES_S, asleep=False, held_up=False)] * (TOLD_AFTER - 1)
+    assert found(looks, Stalls(10 * COMPUTES_S)) == []
 
 
 def test_one_that_sleeps_is_told_of_and_then_stuck_and_again() -> None:

@@ -68,6 +68,7 @@ SAYS = {
     "another mount": ("S", 0, "[<0>] request_wait_answer+0x46/0x90\n[<0>] __fuse_simple_request\n", True),
     "debugged": ("S", 7, "[<0>] futex_do_wait+0x46/0x90\n", True),
     "stopped": ("t", 0, "", True),
+    "another mount, told to anybody": ("S", 0, "wchan: request_wait_answer", True),
 }
 
 
@@ -79,7 +80,8 @@ def test_what_holds_up_a_thread(said: str, tmp_path: Path, monkeypatch: pytest.M
     (tmp_path / "7" / "status").write_text(text)
     (tmp_path / "7" / "syscall").write_text(f"{min(threads._WAITS[os.uname().machine])} 0x1\n")
     if stack is not None:
-        (tmp_path / "7" / "stack").write_text(stack)
+        name, _, text = stack.rpartition("wchan: ")
+        (tmp_path / "7" / ("wchan" if stack.startswith("wchan") else "stack")).write_text(text or name)
     monkeypatch.setattr(threads, "_TASKS", tmp_path)
     assert threads.are_held_up() == held_up
     assert threads.is_asleep(7) == (state == "S" and not tracer)
