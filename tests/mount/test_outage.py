@@ -15,6 +15,7 @@ import pytest
 from luxfuse.control.client import ControlClient
 from luxfuse.fuse.session import MAX_BACKGROUND
 from luxfuse.understore.submissions import PROBE_KEY
+from tests.mount.conftest import new_bucket
 from tests.support.fast_s3 import FastS3
 from tests.support.fault_proxy import FaultProxy, Request
 from tests.support.front import certificate_authority, front
@@ -153,12 +154,18 @@ def test_a_name_that_stops_resolving_is_an_outage(
     goes_and_comes_back(mount, "remote", "the endpoint's name does not resolve", stop, resolving.switch.touch)
 
 
-def test_a_dead_store_does_not_hold_up_a_live_one(mount: Mount, proxy: FaultProxy, s3: FastS3) -> None:
-    (s3.root / "live").mkdir()
+def live_store(s3: FastS3) -> str:
+    """Fill another bucket; returns its source."""
+    bucket = new_bucket(s3)
     for number in range(20):
-        put(s3, "live", f"f{number}", DATA)
+        put(s3, bucket, f"f{number}", DATA)
+    return f"s3://{bucket}"
+
+
+def test_a_dead_store_does_not_hold_up_a_live_one(mount: Mount, proxy: FaultProxy, s3: FastS3) -> None:
+    live = live_store(s3)
     client = ControlClient(mount.directory() / "control.sock", deadline_s=PATIENCE_S)
-    client.attach("s3://live", "live", {"endpoint_url": s3.endpoint})
+    client.attach(live, "live", {"endpoint_url": s3.endpoint})
     proxy.set(hold=True)
     waiting = [mount.reader() for _ in range(10)]
     for number, reader in enumerate(waiting):
@@ -230,11 +237,9 @@ for thread in threads:
 def test_more_reads_than_the_kernel_sends_at_once_hold_up_no_names_and_no_file_in_passthrough(
     patient: Mount, proxy: FaultProxy, s3: FastS3
 ) -> None:
-    (s3.root / "live").mkdir()
-    for number in range(20):
-        put(s3, "live", f"f{number}", DATA)
+    live = live_store(s3)
     client = ControlClient(patient.directory() / "control.sock", deadline_s=120)
-    client.attach("s3://live", "live", {"endpoint_url": s3.endpoint})
+    client.attach(live, "live", {"endpoint_url": s3.endpoint})
     command = [sys.executable, "-I", "-S", "-c", READS, f"{patient.path}/d/large", str(2 * MAX_BACKGROUND)]
     with subprocess.Popen(command, stdin=subprocess.PIPE) as reading:
         try:
