@@ -25,6 +25,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--mode", default="async-through", choices=("async-through", "cache-through", "must-cache"))
     parser.add_argument("--workers", type=int, default=8)
     parser.add_argument("--calm", action="store_true", help="the store does not fail")
+    parser.add_argument("--plain", action="store_true", help="plain HTTP to an address: no name, TLS or key fails")
     parser.add_argument("--roomy", action="store_true", help="the disk does not fill up")
     parser.add_argument("--soak", action="store_true", help="break nothing, and see what grows")
     parser.add_argument("--log", help="a copy of the daemon's log")
@@ -40,9 +41,9 @@ def arguments() -> argparse.Namespace:
 
 def storm(given: argparse.Namespace) -> Report:
     """Run one as the command line says."""
+    store = () if given.calm else plan.STORE if given.plain else plan.STORE + plan.GUARDS
     drawn = plan.draw(
-        given.seed, given.seconds, kills=given.kills, kill_every_s=given.kill_every,
-        store=() if given.calm else plan.STORE, disk=not given.roomy,
+        given.seed, given.seconds, kills=given.kills, kill_every_s=given.kill_every, store=store, disk=not given.roomy,
     )  # fmt: skip
     options = dict(option.split("=", 1) for option in given.options.split(",") if option)
     with tempfile.TemporaryDirectory(prefix="storm-") as base:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from tests.storm import plan as plans
+from tests.storm.guarded import GuardedProxy
 from tests.storm.report import StormMount, stuck
 from tests.storm.verdict import Window
 from tests.support.disks import Disk
@@ -144,6 +145,9 @@ class Breaks:
                 self._s3.set(rate_bytes_s=1000)
             case "forbidden":
                 self._proxy.set(error_probability=1.0, error_status=403)
+            case _:
+                assert isinstance(self._proxy, GuardedProxy), what
+                self._proxy.fail(what)
 
     def fill_disk(self) -> None:
         """Let somebody else fill the cache disk, and remove that again."""

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 
 STORE = ("errors", "throttled", "refused", "black hole", "slow", "resets", "truncated", "stalled", "trickle", "forbidden")
 """Ways in which the under-store fails, and (`WINDOWS`) what is allowed meanwhile."""
-WINDOWS = {"forbidden": "refused"}
+GUARDS = ("name", "certificate", "TLS", "expired")
+"""Further ones, of a `GuardedProxy`: the name does not resolve, another certificate or no TLS is there, the key expires."""
+WINDOWS = {"forbidden": "refused", "expired": "refused"}
 CALM_S = (2.0, 6.0)
 STORE_S = (1.0, 8.0)
 DISK_S = (1.0, 6.0)
@@ -35,6 +37,11 @@ class Plan:
     kills: Sequence[float]
     store: Sequence[Break]
     disk: Sequence[Break]
+
+    @property
+    def guarded(self) -> bool:
+        """Whether it needs a `GuardedProxy`."""
+        return any(each.what in GUARDS for each in self.store)
 
 
 def draw(

@@ -21,6 +21,7 @@ from tests.storm.calls import Settings
 from tests.storm.ending import Ending
 from tests.storm.evidence import Evidence
 from tests.storm.files import content
+from tests.storm.guarded import GuardedProxy
 from tests.storm.report import Report, Sample, StormMount, errors, logged, sample, taken
 from tests.storm.verdict import ALWAYS, WITHOUT_KEEPER, Call, allowed_by, judge
 from tests.support.disks import Disk
@@ -71,15 +72,16 @@ class Storm:
         """Let it happen."""
         with (
             FastS3(buckets=("bucket",)) as s3,
-            FaultProxy(s3.endpoint, seed=self.seed) as proxy,
+            self.front(s3) as proxy,
             Disk(self.base, DISK_BYTES).attached() as disk,
         ):
             self.s3, self.proxy, self.small = s3, proxy, disk
             for key, data in GIVEN.items():
                 put(s3, "bucket", key, data)
+            flags, environment = (proxy.flags, proxy.environment) if isinstance(proxy, GuardedProxy) else ((), None)
             self.mount = StormMount(
-                "s3://bucket", "--write-mode", self.mode, "--free-space-ratio", "0", endpoint_url=proxy.endpoint,
-                keeper=self.keeper, cache_dir=disk.path / "cache", forked=False,
+                "s3://bucket", "--write-mode", self.mode, "--free-space-ratio", "0", *flags, endpoint_url=proxy.endpoint,
+                keeper=self.keeper, cache_dir=disk.path / "cache", forked=False, environment=environment,
                 options={
                     "request_timeout": f"{self.request_timeout_s:g}s", "room_timeout": f"{ROOM_TIMEOUT_S:g}s",
                     "cache_size": CACHE_BYTES, "memory_limit": MEMORY_BYTES, "metadata_ttl": "10s", **self.options,
@@ -94,6 +96,12 @@ class Storm:
                 self.said = self.mount.log()
                 self.mount.expected_logs.append("")
                 self.mount.close()
+
+    def front(self, s3: FastS3) -> FaultProxy:
+        """What the mount talks to."""
+        if self.plan.guarded:
+            return GuardedProxy(s3.endpoint, self.base, seed=self.seed)
+        return FaultProxy(s3.endpoint, seed=self.seed)
 
     def weather(self) -> Report:
         """Work and break things, then let all end."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
+import re
 import socket
 import struct
 import threading
@@ -16,7 +17,7 @@ import urllib.parse
 from collections import Counter, deque
 from collections.abc import Callable
 from types import TracebackType
-from typing import BinaryIO, ClassVar, Literal
+from typing import BinaryIO, ClassVar, Literal, Self
 
 from tests.support.ports import claim_port
 
@@ -26,10 +27,11 @@ Headers = list[tuple[str, str]]
 BLOCK_BYTES = 1 << 16
 BACKLOG = 128
 BODILESS = (204, 304)
+_KEY = re.compile("Credential=([^/]+)/")
 CODES = {403: "AccessDenied", 404: "NoSuchKey", 500: "InternalError", 507: "XMinioStorageFull"}
 REASONS = {
-    403: "Forbidden", 404: "Not Found", 429: "Too Many Requests", 500: "Internal Server Error", 502: "Bad Gateway",
-    503: "Service Unavailable", 507: "Insufficient Storage",
+    400: "Bad Request", 403: "Forbidden", 404: "Not Found", 429: "Too Many Requests", 500: "Internal Server Error",
+    502: "Bad Gateway", 503: "Service Unavailable", 507: "Insufficient Storage",
 }  # fmt: skip
 
 
@@ -55,13 +57,14 @@ class Faults:
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """One request as it arrived; ``path`` is without the query."""
+    """One request as it arrived; ``path`` is without the query, ``key`` is the one that S3 requests are signed with."""
 
     method: str
     path: str
     query: str
     range: str | None
     agent: str | None = None
+    key: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +117,7 @@ class FaultProxy:
     def endpoint(self) -> str:
         return f"http://{self.host}:{self.port}"
 
-    def __enter__(self) -> FaultProxy:
+    def __enter__(self) -> Self:
         self.port, self._claim = claim_port()
         self._listen()
         return self
@@ -230,6 +233,11 @@ class FaultProxy:
         with self._lock:
             return Counter(self._injected)
 
+    def count(self, fault: str) -> None:
+        """One more that struck, of those that a subclass adds."""
+        with self._lock:
+            self._injected[fault] += 1
+
     def reset_counts(self) -> None:
         with self._lock:
             self._log.clear()
@@ -246,9 +254,18 @@ class FaultProxy:
             if self._listener is not listener:
                 client.close()
                 return
+            try:
+                client = self.secured(client)
+            except OSError:
+                client.close()
+                continue
             with self._lock:
                 self._clients.add(client)
             self._start(self._serve, client)
+
+    def secured(self, client: socket.socket) -> socket.socket:
+        """What is spoken through with a client that has connected, without waiting for it. OSError cuts it off."""
+        return client
 
     def _serve(self, client: socket.socket) -> None:
         exchange = _Exchange(self, client)
@@ -318,7 +335,11 @@ class _Exchange:
         line, headers = _read_head(self._from_client)
         method, target, _version = line.split(" ", 2)
         path, _, query = target.partition("?")
-        request = Request(method, urllib.parse.unquote(path), query, _get(headers, "range"), _get(headers, "user-agent"))
+        signed = _KEY.search(_get(headers, "authorization") or "")
+        request = Request(
+            method, urllib.parse.unquote(path), query, _get(headers, "range"), _get(headers, "user-agent"),
+            signed[1] if signed else None,
+        )  # fmt: skip
         fate = self._proxy.decide(request)
         faults = fate.faults
         if faults.latency_s > 0 and self._proxy.closing.wait(faults.latency_s):

@@ -176,8 +176,8 @@ class Authority:
     server: str
 
 
-def certificate_authority(directory: Path, name: str) -> Authority:
-    """Make an authority, and a certificate of it for 127.0.0.1 and localhost."""
+def certificate_authority(directory: Path, name: str, *hosts: str) -> Authority:
+    """Make an authority, and a certificate of it for 127.0.0.1, localhost and ``hosts``."""
     now = datetime.datetime.now(datetime.UTC)
     day = datetime.timedelta(days=1)
     issuer = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
@@ -196,7 +196,7 @@ def certificate_authority(directory: Path, name: str) -> Authority:
     constraints = x509.BasicConstraints(ca=True, path_length=None)
     bundle = directory / f"{name}.pem"
     bundle.write_bytes(certificate(issuer, keys[0], (constraints, True), (usage, True)))
-    names = [x509.IPAddress(ipaddress.ip_address("127.0.0.1")), x509.DNSName("localhost")]
+    names = [x509.IPAddress(ipaddress.ip_address("127.0.0.1")), *map(x509.DNSName, ("localhost", *hosts))]
     server = directory / f"{name}.server.pem"
     server.write_bytes(
         certificate(
