@@ -92,34 +92,34 @@ class CacheDirectory:
 
     def _take_up(self) -> None:
         try:
-            self.identity = self._prepare()
+            self.identity = self._prepare(fine=(errno.ENOSPC, errno.EDQUOT))  # a full disk is read from
             self.remove_left(self.left_of_moves())
         except BaseException:
             self.set_aside()
             raise
 
-    def _prepare(self) -> str:
-        """Make what is missing and return the identity."""
+    def _prepare(self, *, fine: tuple[int, ...] = ()) -> str:
+        """Make what is missing and return the identity. A file cannot be written: errors of ``fine`` are no matter."""
         objects = self.path / "objects"
         objects.mkdir(mode=0o700, exist_ok=True)
         make_private(self.path / "staging")
         make_private(self.path / "moving")
-        described = self._described
         try:
-            found = json.loads(described.read_text())
+            found = json.loads(self._described.read_text())
         except (FileNotFoundError, ValueError):
             found = {"format": FORMAT_VERSION, "identity": secrets.token_hex(8)}
-            described.write_text(json.dumps(found))
+            self._described.write_text(json.dumps(found))
         version = found.get("format") if isinstance(found, dict) else None
         if version != FORMAT_VERSION:
-            raise ConfigError(
-                f"--cache-dir {self.name}: {described} has format {version}, this luxfuse knows "
-                f"{FORMAT_VERSION}; give another directory or remove it"
-            )
+            raise ConfigError(f"--cache-dir {self.name}: {self._described} has format {version}, this luxfuse knows "
+                              f"{FORMAT_VERSION}; give another directory or remove it")  # fmt: skip
         probe = objects / ".probe"
-        with probe.open("wb") as f:
-            f.write(b"\0" * 4096)
-        probe.unlink()
+        try:
+            probe.write_bytes(bytes(4096))
+        except OSError as exc:
+            if exc.errno not in fine:
+                raise
+        probe.unlink(missing_ok=True)
         return str(found["identity"])
 
     def probe(self) -> bool:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.mount.test_keeper import DIED
 from tests.support.disks import Disk
 from tests.support.fast_s3 import FastS3
 from tests.support.mounted import MIB, Mount, Mounts, content, digest, wait_for
@@ -249,6 +250,23 @@ class TestDisk:
         assert mount.read("file2") == digest(all_files()["file2"])
         wait_for("it says so", lambda: mount.read("large") and mount.status()["state"] == "degraded")
         assert reader("all", "kept") == digest(all_files()["file0"])
+        disk.make_room()
+        self.check_recovered(mount)
+
+    def test_full_keeps_no_successor_from_beginning(
+        self, disk: Disk, mounting: Mounts, s3: FastS3, bucket: str, fill
+    ) -> None:
+        """Found by a storm: each one ended, as it could write nothing there."""
+        fill(all_files())
+        mount = mounting(
+            f"s3://{bucket}", "--free-space-ratio", "0", endpoint_url=s3.endpoint, cache_dir=disk.path / "cache",
+            expected_logs=(*self.EXPECTED, DIED, "copy of the journal"), keeper=True,
+        )  # fmt: skip
+        assert mount.read("file0") == digest(all_files()["file0"])
+        disk.fill_up()
+        mount.replaced()
+        assert mount.status()["restarts"] == 1
+        self.check_all(mount)
         disk.make_room()
         self.check_recovered(mount)
 
