@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat as stat_module
+from collections.abc import Iterator
 
 import msgspec
 import trio
@@ -99,21 +101,16 @@ class Making:
         return None
 
     def _open_new(self, dirty: Dirty, entry: Entry) -> int:
-        try:
+        with self._kept_or_undone(dirty):
             return self._writer.open_new(dirty, entry)
-        except BaseException:
-            self.undo(dirty)
-            raise
 
     async def _open_new_for_reading(self, dirty: Dirty) -> int:
         dirty.opened()  # until it is open, it stays as it is
         try:
-            with trio.CancelScope(shield=True):  # it is made: an interrupted caller would not know
-                await self._promises.sync(dirty)
-            return self._files.open_staged(dirty, self._tree.entry(dirty.inode))
-        except BaseException:
-            self.undo(dirty)
-            raise
+            with self._kept_or_undone(dirty):
+                with trio.CancelScope(shield=True):  # it is made: an interrupted caller would not know
+                    await self._promises.sync(dirty)
+                return self._files.open_staged(dirty, self._tree.entry(dirty.inode))
         finally:
             self._promises.closed(dirty)
 
@@ -126,11 +123,8 @@ class Making:
         key = self._tree.new_key(parent, name, Kind.FILE)
         with self._journal.together():
             dirty, entry = self._make(parent, name, Kind.FILE, attributes, key)
-            try:
+            with self._kept_or_undone(dirty):
                 self._writer.stage_new(dirty, entry)
-            except BaseException:
-                self.undo(dirty)
-                raise
         return dirty, entry
 
     async def mkdir(self, parent: int, name: bytes, mode: int, caller: Caller) -> Entry:
@@ -167,12 +161,9 @@ class Making:
             attributes = msgspec.structs.replace(self._owned(parent, mode, caller, kind), rdev=rdev)
             with self._journal.together():
                 dirty, _ = self._make(parent, name, kind, attributes, key, len(target))
-                try:
+                with self._kept_or_undone(dirty):
                     dirty.made(target)
                     self._notes.note(dirty, target or None)
-                except BaseException:
-                    self.undo(dirty)
-                    raise
             reached("make.noted")
         if self._tree.is_through(key) and kind is not Kind.SPECIAL:
             try:
@@ -224,6 +215,15 @@ class Making:
                 mode |= stat_module.S_ISGID
         now = now_ns()
         return Attributes(mode=mode, uid=caller.uid, gid=gid, mtime_ns=now, atime_ns=now, ctime_ns=now)
+
+    @contextlib.contextmanager
+    def _kept_or_undone(self, dirty: Dirty) -> Iterator[None]:
+        """Undo what was made if the block fails."""
+        try:
+            yield
+        except BaseException:
+            self.undo(dirty)
+            raise
 
     def undo(self, dirty: Dirty) -> None:
         """What was made cannot be kept: take its name away, as if it had never been there.
