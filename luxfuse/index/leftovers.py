@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from enum import IntEnum
 from pathlib import Path
+from typing import Any, TypeVar
 
 import lmdb
 import msgspec
@@ -21,6 +23,7 @@ from luxfuse.index.uncommitted import U64
 from luxfuse.types import Kind, WriteMode
 
 ORIGIN = "origin.json"
+T = TypeVar("T", bound=IntEnum)
 
 
 class OtherVersion(OSError):
@@ -113,28 +116,35 @@ def _is_locked(cache: Path) -> bool:
     return any(" FLOCK " in line and f":{inode} " in line for line in locks)
 
 
+@contextlib.contextmanager
+def looking(path: Path, tables: type[T]) -> Iterator[tuple[Any, dict[T, Any]]]:
+    """Read an index or a journal without using it: the transaction, and its databases. Raises LMDB's errors."""
+    with lmdb.open(str(path), readonly=True, lock=False, max_dbs=len(tables), create=False) as env:
+        databases = {table: env.open_db(table.name.lower().encode(), create=False) for table in tables}
+        with env.begin() as txn:
+            yield txn, databases
+
+
 def read(path: Path, origin: Origin) -> Leftovers:
     """Return the rest in a journal. Raises `OtherVersion`, OSError, msgspec's and LMDB's errors if it cannot be read."""
     decode = msgspec.msgpack.Decoder(FileRecord).decode
     files = size = unclosed = 0
-    with lmdb.open(str(path), readonly=True, lock=False, max_dbs=len(Table), create=False) as env:
-        databases = {table: env.open_db(table.name.lower().encode(), create=False) for table in Table}
-        with env.begin() as txn:
-            version = txn.get(b"format", db=databases[Table.META])
-            if version not in (U64.pack(LOGLESS_VERSION), U64.pack(FORMAT_VERSION)):
-                raise OtherVersion(int.from_bytes(version or b"", "big"))
-            generation = txn.get(GENERATION, db=databases[Table.META])
-            logged = journal_log.found(path, generation).records if generation is not None else {}
-            for _, value in over(txn.cursor(db=databases[Table.FILES]), logged, Table.FILES):
-                record = decode(value)
-                if record.mode is WriteMode.MUST_CACHE or record.kind is Kind.SPECIAL:
-                    continue
-                if record.closed:
-                    files, size = files + 1, size + record.size
-                elif record.size:
-                    unclosed += 1
-            deletes, moves = (
-                sum(1 for _ in over(txn.cursor(db=databases[table]), logged, table))
-                for table in (Table.DELETES, Table.OPERATIONS)
-            )
+    with looking(path, Table) as (txn, databases):
+        version = txn.get(b"format", db=databases[Table.META])
+        if version not in (U64.pack(LOGLESS_VERSION), U64.pack(FORMAT_VERSION)):
+            raise OtherVersion(int.from_bytes(version or b"", "big"))
+        generation = txn.get(GENERATION, db=databases[Table.META])
+        logged = journal_log.found(path, generation).records if generation is not None else {}
+        for _, value in over(txn.cursor(db=databases[Table.FILES]), logged, Table.FILES):
+            record = decode(value)
+            if record.mode is WriteMode.MUST_CACHE or record.kind is Kind.SPECIAL:
+                continue
+            if record.closed:
+                files, size = files + 1, size + record.size
+            elif record.size:
+                unclosed += 1
+        deletes, moves = (
+            sum(1 for _ in over(txn.cursor(db=databases[table]), logged, table))
+            for table in (Table.DELETES, Table.OPERATIONS)
+        )
     return Leftovers(origin=origin, files=files, bytes=size, unclosed=unclosed, deletes=deletes, moves=moves)

@@ -65,14 +65,12 @@ def _index(path: Path) -> Unsound | None:
     if (path / DOUBTED).exists():
         return Unsound(path, "damaged, as was seen when it was last used", aside, False)
     try:
-        with lmdb.open(str(path), readonly=True, lock=False, max_dbs=len(Table), create=False) as env:
-            databases = {table: env.open_db(table.name.lower().encode(), create=False) for table in Table}
-            with env.begin() as txn:
-                found = txn.get(b"format", db=databases[Table.META])
-                if found is not None and len(found) == U64.size and U64.unpack(found)[0] != INDEX_VERSION:
-                    text = f"has format {U64.unpack(found)[0]}, this luxfuse knows {INDEX_VERSION}"
-                    return Unsound(path, text, "use the luxfuse that wrote it, or remove it: the cache is cold then", False)
-                examine(Transaction(txn, databases), thorough=False)
+        with leftovers.looking(path, Table) as (txn, databases):
+            found = txn.get(b"format", db=databases[Table.META])
+            if found is not None and len(found) == U64.size and U64.unpack(found)[0] != INDEX_VERSION:
+                text = f"has format {U64.unpack(found)[0]}, this luxfuse knows {INDEX_VERSION}"
+                return Unsound(path, text, "use the luxfuse that wrote it, or remove it: the cache is cold then", False)
+            examine(Transaction(txn, databases), thorough=False)
     except (OSError, ValueError, lmdb.Error) as exc:
         return Unsound(path, f"damaged ({exc})", aside, False)
     return None
