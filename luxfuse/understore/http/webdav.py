@@ -148,7 +148,10 @@ class WebDavDriver(FsspecDriver):
                 raise StoreRejected(f"{what}: the server ignores Range, so only whole files in one piece can be read")
             return checked(data, end - start, found.version, version, what)
 
-        return self._ask(what, read)
+        data = self._ask(what, read)
+        # A server that writes files in place (rclone) describes the old one and then sends some of the new one.
+        self._require_version(key, version, what)
+        return data
 
 
 def _version_of(key: str, answer: Any) -> ObjectInfo:
