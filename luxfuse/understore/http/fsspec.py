@@ -17,7 +17,7 @@ from luxfuse.errors import AccessDenied, BucketMissing, NotFound, StoreError, St
 from luxfuse.types import Buffer, ListPage, ObjectInfo
 from luxfuse.understore.base import OnDescribed
 from luxfuse.understore.delegated import ReadOnlyWrites
-from luxfuse.understore.failures import checked, from_status
+from luxfuse.understore.failures import checked, from_status, require_version
 from luxfuse.understore.generic.driver import FsspecDriver
 from luxfuse.understore.library_failures import failure
 from luxfuse.understore.locations import has_dot_segment
@@ -119,6 +119,7 @@ class HttpDriver(ReadOnlyWrites, FsspecDriver):
             total = _total(response)
             if response.status != 206 and (start != 0 or total != end):
                 response.close()
+                require_version(_version(response, total), version, what)
                 raise StoreRejected(f"{what}: the server ignores Range, so only whole files in one piece can be read")
             return checked(await response.read(), end - start, _version(response, total), version, what)
 

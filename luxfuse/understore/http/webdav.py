@@ -15,7 +15,7 @@ from urllib.parse import quote
 from luxfuse.errors import StoreRejected, VersionChanged
 from luxfuse.types import Buffer, ObjectInfo
 from luxfuse.understore.base import OnDescribed
-from luxfuse.understore.failures import checked, from_status
+from luxfuse.understore.failures import checked, from_status, require_version
 from luxfuse.understore.generic.driver import FsspecDriver
 from luxfuse.understore.generic.infos import describe
 
@@ -145,6 +145,7 @@ class WebDavDriver(FsspecDriver):
             found = _version_of(key, answer)
             data: bytes = answer.content
             if answer.status_code != 206 and (start != 0 or found.size != end):
+                require_version(found.version, version, what)
                 raise StoreRejected(f"{what}: the server ignores Range, so only whole files in one piece can be read")
             return checked(data, end - start, found.version, version, what)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from luxfuse.errors import VersionChanged
+from luxfuse.errors import StoreRejected, VersionChanged
 from luxfuse.understore.factory import open_driver
 from tests.support.http_server import HttpServer, answering
 
@@ -68,3 +68,39 @@ def test_old_and_new_bytes_in_one_answer_are_noticed(overwrites: bool) -> None:
                 assert bytes(store.read("x", 0, found.size, found.version)) == server.content
         finally:
             store.close()
+
+
+@pytest.mark.parametrize("source", ["webdav:///", "http"])
+def test_another_version_without_ranges_is_another_version(source: str) -> None:
+    """As rclone answers while it does not know how long a file will be."""
+    with answering(Whole()) as server:
+        place = ("webdav:///", {"base_url": server.url}) if source != "http" else (server.url, {})
+        store = open_driver(place[0], storage_options=place[1])
+        try:
+            with pytest.raises(VersionChanged):
+                store.read("x", 0, SIZE, '"former"')
+            with pytest.raises(StoreRejected, match="ignores Range"):
+                store.read("x", 0, SIZE, '"new"')
+        finally:
+            store.close()
+
+
+class Whole(HttpServer):
+    """Answers with a longer file than is asked for, whatever the range."""
+
+    def __init__(self) -> None:
+        super().__init__(WholeHandler)
+
+
+class WholeHandler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:  # the name is the library's
+        self.send_response(200)
+        self.send_header("ETag", '"new"')
+        self.send_header("Content-Length", str(2 * SIZE))
+        self.end_headers()
+        self.wfile.write(bytes(2 * SIZE))
+
+    def log_message(self, *_arguments: Any) -> None:
+        """Say nothing."""
