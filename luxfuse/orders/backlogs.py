@@ -9,6 +9,7 @@ from dataclasses import replace
 import trio
 
 from luxfuse.orders.backlog import POLL_S, Backlog, Progress, Tally
+from luxfuse.orders.persisting import persist
 from luxfuse.vfs.deletes import is_at_or_below
 
 Members = Sequence[tuple[str, Backlog]]
@@ -63,12 +64,12 @@ class Backlogs:
                 backlog.slow_down()
 
     async def persist(self, paths: Sequence[str]) -> AsyncGenerator[Progress, None]:
-        """Bring what is at and below the paths to the stores, one volume after the other; see `Backlog.persist`."""
+        """Bring what is at and below the paths to the stores, one volume after the other; see `persisting.persist`."""
         found = self._concerned(paths)
         failures: list[str] = []
         notes: list[str] = []
         for number, (place, backlog, insides) in enumerate(found, 1):
-            async with aclosing(backlog.persist(insides)) as steps:
+            async with aclosing(persist(backlog, insides)) as steps:
                 async for step in steps:
                     failures += [_inside(place, line) for line in step.failures]
                     notes += [_inside(place, line) for line in step.notes]

@@ -12,7 +12,9 @@ from trio.testing import MockClock
 from luxfuse.errors import AccessDenied
 from luxfuse.index.names import ROOT_INODE
 from luxfuse.orders import backlog as module
+from luxfuse.orders import persisting
 from luxfuse.orders.backlog import Backlog, Progress
+from luxfuse.orders.persisting import persist
 from luxfuse.types import WriteMode
 from luxfuse.vfs.attributes import Caller
 from luxfuse.vfs.deletes import is_at_or_below
@@ -183,7 +185,7 @@ async def test_persist(tmp_path: Path) -> None:
         await m.fs.symlink(ROOT_INODE, b"s", b"a/x", ROOT)
         m.writeback.schedule(next(d for d in m.dirty if d.key == "ab"), 60.0)
         with trio.fail_after(60):
-            step = await last(backlog.persist(["a", "s"]))
+            step = await last(persist(backlog, ["a", "s"]))
         assert (step.done, step.failures, step.notes) == (True, (), ())
         assert set(driver.objects) == {"a/", "a/x", "s.rclonelink"}
         assert backlog.has_changes("ab")
@@ -201,26 +203,26 @@ async def test_persist_tells_of_failures(tmp_path: Path) -> None:
         await m.fs.unlink(ROOT_INODE, b"old")
         await m.fs.mknod(ROOT_INODE, b"fifo", 0o010644, 0, ROOT)
         handle = await create(m, "open", b"open")
-        step = await last(backlog.persist([""]))
+        step = await last(persist(backlog, [""]))
         assert sorted(step.failures) == ["bad: 403", "old: 403", "open: is open for writing"]
         assert step.notes == ("fifo: local only (no regular file)",)
-        step = await last(backlog.persist(["fifo"]))
+        step = await last(persist(backlog, ["fifo"]))
         assert step.failures == ("fifo: is local only (no regular file): it is never brought to the under-store",)
         allow(driver)
         await m.kernel.close(m.fs, handle)
 
 
 async def test_persist_gives_up_the_rest_where_nothing_moves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "LINES", 3)
+    monkeypatch.setattr(persisting, "LINES", 3)
     driver = FakeStore()
     async with mounted(tmp_path, driver, write_mode=ASYNC) as m:
         driver.hold("put")
         for number in range(8):
             await make(m, f"f{number}", b"x")
         backlog = backlog_of(m)
-        monkeypatch.setattr(module, "PATIENCE_S", 0.5)
+        monkeypatch.setattr(persisting, "PATIENCE_S", 0.5)
         monkeypatch.setattr(type(m.store), "reachable", property(lambda _store: False))
-        step = await last(backlog.persist([""]))
+        step = await last(persist(backlog, [""]))
         assert step.done
         assert step.failures == (
             *(f"f{number}: not tried: the under-store cannot be reached" for number in range(3)),
@@ -237,10 +239,10 @@ async def test_persist_gives_up_what_waits_for_a_late_request(tmp_path: Path, mo
         await make(m, "new", b"new")
         await m.fs.lookup(ROOT_INODE, b"old")
         await m.fs.unlink(ROOT_INODE, b"old")
-        monkeypatch.setattr(module, "PATIENCE_S", 0.5)
+        monkeypatch.setattr(persisting, "PATIENCE_S", 0.5)
         with trio.fail_after(30):
-            step = await last(backlog_of(m).persist([""]))
-        assert sorted(step.failures) == [f"{name}: not tried: {module.LATE}" for name in ("new", "old")]
+            step = await last(persist(backlog_of(m), [""]))
+        assert sorted(step.failures) == [f"{name}: not tried: {persisting.LATE}" for name in ("new", "old")]
         late.running = False
 
 
@@ -260,7 +262,7 @@ async def test_what_is_written_again_all_the_time_does_not_hold_persist_up(tmp_p
         async with trio.open_nursery() as nursery:
             nursery.start_soon(append)
             with trio.fail_after(60):
-                step = await last(backlog.persist(["log"]))
+                step = await last(persist(backlog, ["log"]))
             nursery.cancel_scope.cancel()
         assert step.failures in ((), ("log: is open for writing",))
         assert "log" in driver.objects
