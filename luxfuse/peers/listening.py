@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import socket
 from collections.abc import Sequence
@@ -53,10 +54,10 @@ class Listening:
 def listen(text: str) -> Listening:
     """Listen at ``HOST:PORT``; port 0 takes one that is free. Blocks if the host is a name. Raises `ConfigError`."""
     host, port = parse_address(text)
-    inherited = _inherited(text)
-    if inherited is not None:
-        return inherited
     try:
+        inherited = _inherited(text, port)
+        if inherited is not None:
+            return inherited
         family, _, _, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         for _ in range(TRIES - 1 if port == 0 else 0):
             try:
@@ -75,39 +76,60 @@ def _kept(text: str, listening: Listening) -> Listening:
     return listening
 
 
-def _inherited(text: str) -> Listening | None:
-    found = {name: fd for name in (f"datagrams {text}", f"connections {text}") if (fd := lasting.take(name)) is not None}
-    if len(found) < 2:
-        for name, fd in found.items():
-            lasting.unlock(Path(name), fd)
+def _inherited(text: str, port: int) -> Listening | None:
+    """Take up what a daemon before this one has kept. Raises OSError.
+
+    It may have died between its two sockets: then the other one is made beside the one that is there. To give that back,
+    and to take the port anew, would meet the keeper, which has it until it hears of that.
+    """
+    found = {kind: fd for kind in ("datagrams", "connections") if (fd := lasting.take(f"{kind} {text}")) is not None}
+    if not found:
         return None
-    datagrams, connections = (socket.socket(fileno=fd) for fd in found.values())
-    for sock in (datagrams, connections):
-        sock.setblocking(False)
-    host, port = connections.getsockname()[:2]
-    return Listening(datagrams, connections, host, port)
+    with contextlib.ExitStack() as undo:
+        kept = {kind: undo.enter_context(socket.socket(fileno=fd)) for kind, fd in found.items()}
+        known = next(iter(kept.values()))
+        try:
+            listening = _bind(known.family, known.getsockname(), kept.get("datagrams"), kept.get("connections"))
+        except OSError:
+            if port:
+                raise
+            for kind, sock in kept.items():  # its other half is taken, and any port will do
+                lasting.unlock(Path(f"{kind} {text}"), sock.detach())
+            return None
+        undo.pop_all()
+    return _kept(text, listening) if len(found) < 2 else listening
 
 
-def _bind(family: int, where: tuple[str | int, ...] | tuple[int, bytes]) -> Listening:
-    connections = socket.socket(family, socket.SOCK_STREAM)
-    datagrams = socket.socket(family, socket.SOCK_DGRAM)
-    try:
-        for sock in (connections, datagrams):
-            sock.setblocking(False)
-            if family == socket.AF_INET6:
-                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-        # For connections alone: two sockets for datagrams could share the port then.
-        connections.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        datagrams.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER_BYTES)
-        connections.bind(where)
+def _bind(
+    family: int,
+    where: tuple[str | int, ...] | tuple[int, bytes],
+    datagrams: socket.socket | None = None,
+    connections: socket.socket | None = None,
+) -> Listening:
+    """Make the sockets that are not there yet. Raises OSError."""
+    with contextlib.ExitStack() as undo:
+        if connections is None:
+            connections = undo.enter_context(socket.socket(family, socket.SOCK_STREAM))
+            _prepare(connections)
+            # For connections alone: two sockets for datagrams could share the port then.
+            connections.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            connections.bind(where)
         host, port = connections.getsockname()[:2]
-        datagrams.bind((where[0], port, *where[2:]))
+        if datagrams is None:
+            datagrams = undo.enter_context(socket.socket(family, socket.SOCK_DGRAM))
+            _prepare(datagrams)
+            datagrams.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER_BYTES)
+            datagrams.bind((where[0], port, *where[2:]))
+        for sock in (datagrams, connections):
+            sock.setblocking(False)
         connections.listen(1024)
-    except BaseException:
-        connections.close()
-        datagrams.close()
-        raise
+        undo.pop_all()
     return Listening(datagrams, connections, host, port)
+
+
+def _prepare(sock: socket.socket) -> None:
+    if sock.family == socket.AF_INET6:
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
 
 
 async def advertised(listening: Listening, advertise: str | None, seeds: Sequence[Address]) -> Address:

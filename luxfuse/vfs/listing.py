@@ -64,10 +64,13 @@ class Lister:
         return await running.wait()
 
     async def begin(self, directory: int, prefix: str, moves: int, not_before_s: float) -> Stream | int | None:
-        """As `fetch`, but returns the listing while it is under way as soon as there is anything to be read of it."""
+        """As `fetch`, but returns the listing while it is under way as soon as there is anything to be read of it.
+
+        Also where it has failed by then: the error comes behind the names, however soon that was.
+        """
         running, stream = await self._begin(directory, prefix, moves, not_before_s)
         await stream.begun()
-        if stream.spans and not stream.over:
+        if stream.spans and (not stream.over or stream.error is not None):
             return stream
         return await running.wait()
 

@@ -136,13 +136,12 @@ def test_tls_that_fails_is_an_outage(mounting: Mounts, s3: FastS3, bucket: str, 
 def test_a_name_that_stops_resolving_is_an_outage(
     mounting: Mounts, proxy: FaultProxy, bucket: str, fill, tmp_path: Path
 ) -> None:
-    """Without the requests in C, whose library remembers for a minute what it has resolved."""
     fill({f"d/{name}": DATA for name in ("cached", "remote")})
     resolving = resolver(tmp_path)
     resolving.switch.touch()
     mount = mounting(
         f"s3://{bucket}", endpoint_url=f"http://{HOST}:{proxy.port}", forked=False, environment=resolving.environment,
-        options={"request_timeout": "4s", "dataplane": "off"}, expected_logs=[AWAY],
+        options={"request_timeout": "4s"}, expected_logs=[AWAY],
     )  # fmt: skip
     assert mount.read("d/cached") == digest(DATA)
 

@@ -41,18 +41,41 @@ def test_one_port_for_both_kinds() -> None:
     listen(f"127.0.0.1:{opened.port}").close()
 
 
-@pytest.mark.parametrize("whole", [True, False])
-def test_a_port_is_inherited_for_both_kinds_or_taken_anew(whole: bool) -> None:
+@pytest.mark.parametrize("port", ["0", "its own"])
+@pytest.mark.parametrize("kinds", ["datagrams connections", "datagrams", "connections"])
+def test_a_port_is_inherited_also_by_half(kinds: str, port: str) -> None:
+    """The keeper has what is inherited as well, until it hears otherwise: the port cannot be taken anew."""
     opened = listen("127.0.0.1:0")
-    text = f"127.0.0.1:{opened.port}"
-    kept = {f"connections {text}": opened.connections, f"datagrams {text}": opened.datagrams}
-    fds = {name: os.dup(sock.fileno()) for name, sock in list(kept.items())[: 2 if whole else 1]}
+    text = f"127.0.0.1:{opened.port if port == 'its own' else 0}"
+    both = {"datagrams": opened.datagrams, "connections": opened.connections}
+    keepers = {kind: both[kind].dup() for kind in kinds.split()}
+    fds = {kind: os.dup(sock.fileno()) for kind, sock in keepers.items()}
     opened.close()
-    lasting.inherit(f"{fd}={name}" for name, fd in fds.items())
+    lasting.inherit(f"{fd}={kind} {text}" for kind, fd in fds.items())
     again = listen(text)
-    inherited = [again.connections.fileno(), again.datagrams.fileno()] == list(fds.values())
-    assert (inherited, again.port) == (whole, opened.port)
-    again.close()
+    found = {"datagrams": again.datagrams, "connections": again.connections}
+    assert again.datagrams.getsockname() == again.connections.getsockname() == (again.host, opened.port)
+    assert {kind: found[kind].fileno() for kind in fds} == fds
+    with socket.create_connection((again.host, again.port), timeout=60):
+        pass
+    for sock in (again.datagrams, again.connections, *keepers.values()):
+        sock.close()
+
+
+def test_half_a_port_of_which_others_have_the_rest_is_given_back() -> None:
+    with socket.socket(V4, socket.SOCK_DGRAM) as keepers, socket.socket(V4, socket.SOCK_STREAM) as others:
+        others.bind(("127.0.0.1", 0))
+        others.listen()
+        port = others.getsockname()[1]
+        keepers.bind(("127.0.0.1", port))
+        lasting.inherit([f"{os.dup(keepers.fileno())}=datagrams 127.0.0.1:0"])
+        again = listen("127.0.0.1:0")
+        assert again.port != port
+        again.close()
+        lasting.inherit([f"{os.dup(keepers.fileno())}=datagrams 127.0.0.1:{port}"])
+        with pytest.raises(ConfigError, match="Address already in use"):
+            listen(f"127.0.0.1:{port}")
+        assert not lasting.is_left(f"datagrams 127.0.0.1:{port}")
 
 
 def test_a_port_that_is_taken_for_datagrams_alone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -215,6 +216,38 @@ async def test_a_listing_that_fails_says_so_behind_what_it_brought(tmp_path: Pat
         assert m.names.listings.of(inode) is None
         driver.broken = None
         assert len(await m.entries("d")) == 400
+
+
+async def test_an_error_that_comes_before_the_first_names_are_recorded_is_said_behind_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver = filled(400)
+    async with mounted(tmp_path, driver) as m:
+        inode = await m.inode("d")
+        merge, give_up = m.names.merge, recording.Recorder.give_up
+        failed = trio.Event()
+
+        async def slow(*args: Any, **kwargs: Any) -> Changes:
+            driver.broken = StoreRejected("no more")
+            driver.open_gate()
+            await failed.wait()
+            return await merge(*args, **kwargs)
+
+        def fails(recorder: recording.Recorder) -> None:
+            give_up(recorder)
+            failed.set()
+
+        monkeypatch.setattr(m.names, "merge", slow)
+        monkeypatch.setattr(recording.Recorder, "give_up", fails)
+        for _ in range(10):  # of the tasks that go on then, any may be the first
+            failed, driver.broken = trio.Event(), None
+            driver.shut_gate()
+            driver.let(1)
+            handle, _ = await m.fs.directories.open(inode)
+            first = read_now(m, handle)
+            assert len(first) == PAGE + 2
+            with pytest.raises(StoreRejected, match="no more"):
+                await read_directory(m.fs, handle, first[-1][1])
 
 
 class Failed(StoreUnavailable):
