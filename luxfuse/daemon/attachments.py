@@ -12,9 +12,8 @@ import logging
 import os
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import trio
@@ -25,7 +24,8 @@ from luxfuse.configuration import building
 from luxfuse.control.attached_file import AttachedFile, Record, Recorded
 from luxfuse.core.memory import Shares
 from luxfuse.core.names import NAME_MAX_BYTES
-from luxfuse.daemon.leaving import bring_up, insist_on_idle
+from luxfuse.daemon.attached import Attached
+from luxfuse.daemon.leaving import bring_up, commit, fall_silent, insist_on_idle, let_end
 from luxfuse.daemon.parts import Parts
 from luxfuse.daemon.running import VolumeState
 from luxfuse.daemon.succession import Succession
@@ -33,6 +33,7 @@ from luxfuse.errors import ConfigError, LuxError, MountError
 from luxfuse.fuse.places import check_places
 from luxfuse.keeper import saying
 from luxfuse.orders.backlog import Progress
+from luxfuse.steps import reached
 from luxfuse.understore.failures import safe_url
 from luxfuse.vfs.backings import Backings
 from luxfuse.vfs.volumes import Volume
@@ -52,34 +53,9 @@ NUMBERS = 255
 MEMORY = Shares(32 << 20, 32 << 20, 32 << 20, most_dirty=20_000)
 """Of one attached under-store."""
 RETRY_S = 5.0
-FORCE_PATIENCE_S = 5.0
-POLL_S = 0.02
 TELL_S = 0.5
 
 _NOTHING_YET = Progress(0, 0, 0, 0, 0, 0, 0.0, None)
-
-State = Literal["attaching", "serving", "unreachable", "detaching"]
-
-
-@dataclass(eq=False)
-class _Attached:
-    record: Record
-    settings: Settings
-    volume: Volume
-    state: State = "attaching"
-    error: str | None = None
-    hung: bool = False
-    """Whether the attach point is in the tree."""
-    parts: VolumeParts | None = None
-    notes: list[str] = field(default_factory=list)
-    leave: trio.Event = field(default_factory=trio.Event)
-    ended: trio.Event = field(default_factory=trio.Event)
-    gone: trio.Event = field(default_factory=trio.Event)
-    trying: trio.Lock = field(default_factory=trio.Lock)
-
-    @property
-    def path(self) -> str:
-        return self.record.path
 
 
 class Attachments:
@@ -102,7 +78,7 @@ class Attachments:
         self._tree = parts.volumes
         self._file = AttachedFile(directory)
         self._nursery = nursery
-        self._attached: dict[str, _Attached] = {}
+        self._attached: dict[str, Attached] = {}
         self._lingering: dict[int, tuple[str, Backings]] = {}
         """Of volumes that are gone and have files open in passthrough: by number, source id and backings."""
         self._last_number = 0
@@ -118,7 +94,7 @@ class Attachments:
             for a in sorted(self._attached.values(), key=lambda a: a.path)
         ]
 
-    def _error(self, a: _Attached) -> str | None:
+    def _error(self, a: Attached) -> str | None:
         if a.error is None and a.hung and not self._tree.is_shown(a.volume):
             return "the directory that it is attached in is gone from the under-store"
         return a.error
@@ -135,7 +111,7 @@ class Attachments:
         await trio.to_thread.run_sync(check_places, settings)
         self._check(path, settings)
         record = Record(path=path, source=source, options=dict(options), number=self._next_number())
-        a = self._attached[path] = _Attached(record, settings, Volume(record.number))
+        a = self._attached[path] = Attached(record, settings, Volume(record.number))
         try:
             await self._check_directory(path)
             await self._start(a)
@@ -197,14 +173,14 @@ class Attachments:
             self._succession.keep_last_number(number)
         return number
 
-    async def _hang(self, a: _Attached) -> None:
+    async def _hang(self, a: Attached) -> None:
         try:
             await self._tree.attach(a.volume, a.path)
         except LuxError as exc:
             raise MountError(f"{self._where(a.path)}: cannot be attached there: {exc}") from None
         a.hung = True
 
-    async def _start(self, a: _Attached) -> None:
+    async def _start(self, a: Attached) -> None:
         """Open the volume and recover what its last run left. Raises `MountError`."""
         for number, (source_id, backings) in list(self._lingering.items()):
             if backings.retire_all_idle():
@@ -218,7 +194,7 @@ class Attachments:
         except Exception as exc:  # noqa: BLE001 (whatever it is: the mount goes on without this volume)
             raise MountError(one_line(exc, f"attaching {safe_url(a.record.source)}")) from None
 
-    async def _run(self, a: _Attached, task_status: trio.TaskStatus[None]) -> None:
+    async def _run(self, a: Attached, task_status: trio.TaskStatus[None]) -> None:
         """One volume, from opening it to leaving it."""
 
         def build(opened: Opened) -> VolumeParts:
@@ -238,7 +214,7 @@ class Attachments:
                 if self._cluster is not None:
                     self._cluster.remove(a.settings)
                 if not self._closing:
-                    await self._fall_silent(a, parts)
+                    await fall_silent(parts, a.settings.request_timeout_s)
         except Exception as exc:
             if backings is None:
                 raise
@@ -246,6 +222,8 @@ class Attachments:
             a.state, a.error = "unreachable", "it failed in an unexpected way; see the log"
         finally:
             a.parts = None
+            if self._succession is not None:
+                self._succession.rest(a.record.number)
             self._tree.withdraw(a.volume)
             if backings is not None:
                 backings.forget_all()
@@ -254,15 +232,6 @@ class Attachments:
             else:
                 self._lingering[a.record.number] = (a.settings.source_id, backings)
             a.ended.set()
-
-    async def _fall_silent(self, a: _Attached, parts: VolumeParts) -> None:
-        """Let what is under way end: an answer must find the volume that it is for."""
-        parts.loads.stop()
-        parts.schedules.stop()
-        parts.cache.close()
-        with trio.move_on_after(a.settings.request_timeout_s + FORCE_PATIENCE_S):
-            while not parts.store.idle or parts.cache.attempts.asking_peers:  # noqa: ASYNC110 (it counts threads that are abandoned, too)
-                await trio.sleep(POLL_S)
 
     # -- detaching
 
@@ -273,7 +242,8 @@ class Attachments:
         Raises `MountError`, with everything as it was.
         """
         a = self._detachable(path)
-        a.state, gone = "detaching", False
+        a.state, a.refused, gone = "detaching", None, False
+        a.gone = trio.Event()
         try:
             async with a.trying:
                 while not force and a.parts is not None:
@@ -296,11 +266,11 @@ class Attachments:
             yield _NOTHING_YET
             with trio.move_on_after(TELL_S):
                 await a.gone.wait()
-        if a.error is not None:
-            raise MountError(a.error)
+        if a.refused is not None:
+            raise MountError(f"{a.refused}; it stays attached")
         yield Progress(0, 0, 0, 0, 0, 0, 0.0, None, done=True)
 
-    def _detachable(self, path: str) -> _Attached:
+    def _detachable(self, path: str) -> Attached:
         where = self._where(path)
         a = self._attached.get(path)
         if a is None:
@@ -312,33 +282,47 @@ class Attachments:
             raise MountError(f"{where} is busy: another under-store is attached inside, at {self._where(inside)}")
         return a
 
-    def _hide(self, a: _Attached) -> None:
+    def _hide(self, a: Attached) -> None:
         if a.hung:
             self._tree.detach(a.volume)
             a.hung = False
 
-    async def _end(self, a: _Attached) -> None:
-        """Finish a detach."""
-        a.error = None
+    async def _end(self, a: Attached) -> None:
+        """Finish a detach: it is off the record before anything that a successor needs is given up."""
         try:
+            await let_end(a.volume)
+            if a.parts is not None:
+                await commit(a.parts)
+            a.on_record = False
+            try:
+                await self._record()
+            except MountError as exc:
+                await self._stay(a, exc)
+                return
+            reached("detach.recorded")
             await self._take_down(a)
             self._forget(a.path)
             await trio.to_thread.run_sync(gc.collect)  # its parts know each other: pages and connections go now
-            await self._record()
             await self._tree.settle()
             log.info("detached %s from %s", safe_url(a.record.source), self._where(a.path))
-        except MountError as exc:
-            log.warning("%s", exc)
-            a.error = str(exc)
         finally:
             a.gone.set()
 
-    async def _take_down(self, a: _Attached) -> None:
+    async def _stay(self, a: Attached, why: MountError) -> None:
+        """A detach has failed."""
+        log.warning("%s; it stays attached", why)
+        a.on_record, a.refused = True, str(why)
+        try:
+            await self._hang(a)
+        except MountError as exc:
+            await self._take_down(a)
+            a.error = str(exc)
+        a.state = "serving" if a.parts is not None else "unreachable"
+
+    async def _take_down(self, a: Attached) -> None:
         """Take a volume out of the tree and end it."""
         self._hide(a)
-        with trio.move_on_after(FORCE_PATIENCE_S):
-            while a.volume.under_way:  # noqa: ASYNC110 (an event would cost every request something)
-                await trio.sleep(POLL_S)
+        await let_end(a.volume)
         if a.parts is not None:
             a.leave.set()
             await a.ended.wait()
@@ -356,7 +340,7 @@ class Attachments:
             settings = msgspec.structs.replace(self._settings, source=record.source)
             with contextlib.suppress(ConfigError):  # which is told when it is tried
                 settings = building.attached(self._settings, record.source, record.options)
-            a = self._attached[record.path] = _Attached(record, settings, Volume(record.number), "unreachable")
+            a = self._attached[record.path] = Attached(record, settings, Volume(record.number), "unreachable")
             await self._try(a)
             saying.goes_on()
             for line in a.notes:
@@ -365,7 +349,7 @@ class Attachments:
             if a.state == "unreachable":
                 note(f"{self._where(a.path)}: cannot be attached yet, and is tried again: {a.error}")
 
-    async def _try(self, a: _Attached) -> None:
+    async def _try(self, a: Attached) -> None:
         """Attach what was to be attached already."""
         async with a.trying:
             if a.state != "unreachable":
@@ -404,6 +388,6 @@ class Attachments:
     async def _record(self) -> None:
         """Remember what is attached. Raises `MountError`."""
         async with self._recording:
-            records = [a.record for a in self._attached.values() if a.state != "attaching"]
+            records = [a.record for a in self._attached.values() if a.on_record and a.state != "attaching"]
             recorded = Recorded(last_number=self._last_number, attached=records)
             await trio.to_thread.run_sync(self._file.write, recorded)

@@ -86,6 +86,11 @@ class Succession:
         inherited = None if fresh or self.inheritance is None else self.inheritance.of_volume(estate, number)
         return VolumeEstate(index, journal, slots, Will(estate.facts, number), inherited)
 
+    def rest(self, number: int) -> None:
+        """A volume has ended, and may be opened again: nobody commits what it has in the trail meanwhile."""
+        for kind in (INDEX, JOURNAL):
+            self.estate.trail.rest(stream_of(number, kind))
+
     def forget_volume(self, number: int) -> None:
         """A volume is gone, and nobody goes on with it."""
         Slots(self.estate.facts, number).drop()
@@ -111,6 +116,8 @@ def take_over(device: int, estate_fd: int) -> Succession:
     """Begin with what the keeper holds. Raises `MountError`, OSError."""
     estate, keeper_pid = Estate(estate_fd), os.getppid()
     formats.say(estate)
+    for stream in estate.trail.streams:  # an earlier volume of the same number may have left some, too
+        estate.trail.begin_from(stream, Slots(estate.facts, volume_of(stream)).since)
     if estate.inherited:
         return Succession(device, estate, inheritance.take(estate, device), keeper_pid)
     inheritance.begin(estate)

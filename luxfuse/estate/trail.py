@@ -6,8 +6,10 @@ When it has begun to commit a stream's changes, it marks how far they go (`mark`
 (`written`), and what all streams have on disk is dropped. A successor finds the rest (`left`).
 
 Records lie in a ring: ``length (4 bytes), stream (2), payload``; a length of 0 says that the next one is at the ring's
-start. Positions count from the beginning of time. If there is no room, what comes is lost (`Word.TRAIL_LOST`): that takes a
-disk that has failed for long, and a successor then knows what the disk has.
+start. Positions count from the beginning of time. A stream that nobody commits rests, as that of a volume that cannot be
+opened: when half of the ring is in use, what it has moves to the ring's end, so that others do not run into it. A kill in
+between leaves it twice, which changes nothing: each record says what something is from then on. If there is no room, what
+comes is lost (`Word.TRAIL_LOST`): that takes a disk that has failed for long, and a successor then knows what the disk has.
 """
 
 from __future__ import annotations
@@ -65,10 +67,16 @@ class Trail:
         """Streams with changes that there was no room for, and the mark of the commit that brings them to disk."""
         self._open: set[int] = set()
         """The streams whose last part is not marked yet."""
-        for position, stream, _ in self._records():
+        self._resting: dict[int, list[int]] = {}
+        """By stream that nobody commits: where its records are."""
+        self._look_at = self._start + size_bytes // 2
+        """The end at which to look for what can move."""
+        for position, stream in self._records():
             if stream not in self._parts:
                 self._parts[stream] = deque([position])
                 self._open.add(stream)
+                self._resting[stream] = []
+            self._resting[stream].append(position)
 
     @property
     def end(self) -> int:
@@ -92,11 +100,13 @@ class Trail:
         start = self._at + position % size
         self._memory[start : start + total] = _HEADER.pack(length + 1, stream) + payload
         self._end = position + total
-        if not self._blocks:
-            self._plain[_END] = self._end
         if stream not in self._open:
             self._open.add(stream)
             self._parts.setdefault(stream, deque()).append(position)
+        if not self._blocks:
+            self._plain[_END] = self._end
+            if self._end > self._look_at:
+                self._move()
 
     @contextlib.contextmanager
     def together(self) -> Iterator[None]:
@@ -108,6 +118,8 @@ class Trail:
             self._blocks -= 1
             if not self._blocks:
                 self._plain[_END] = self._end
+                if self._end > self._look_at:
+                    self._move()
 
     def mark(self, stream: int) -> int:
         """A commit begins with all of the stream's changes; returns what `written` is to be told at its end."""
@@ -133,8 +145,13 @@ class Trail:
         if lost is not None and lost <= mark:
             del self._lost[stream]
             self._words[Word.TRAIL_LOST] = int(bool(self._lost))
+        self._begin_later()
+
+    def _begin_later(self) -> None:
+        """Drop what nobody needs any more."""
         start = min((parts[0] for parts in self._parts.values()), default=self._end)
         self._words[Word.TRAIL_START] = self._start = start
+        self._look_at = max(self._look_at, start + self._size // 2)
         while start - self._given_back >= GIVE_BACK_BYTES:
             piece = min(start - self._given_back, self._size - self._given_back % self._size)
             low = self._at + self._given_back % self._size
@@ -148,13 +165,67 @@ class Trail:
 
     def forget(self, stream: int) -> None:
         """Nobody needs what a stream has: its file is of no use any more."""
+        self._resting.pop(stream, None)
         self.written(stream, self.mark(stream))
+
+    def use(self, stream: int) -> None:
+        """A stream's changes are committed from now on."""
+        self._resting.pop(stream, None)
+
+    def rest(self, stream: int) -> None:
+        """Nobody appends to a stream nor commits it any more, until it is used again. No commit of it is under way."""
+        parts = self._parts.get(stream)
+        if parts is None:
+            return
+        first = parts[0]
+        self._resting[stream] = [at for at, found in self._records() if found == stream and at >= first]
+        self._rests_from(stream, first)
+
+    def begin_from(self, stream: int, since: int) -> None:
+        """What a resting stream has from before this position is of no use."""
+        if stream not in self._resting:
+            return
+        positions = [position for position in self._resting[stream] if position >= since]
+        if not positions:
+            self.forget(stream)
+        elif positions[0] != self._parts[stream][0]:
+            self._resting[stream] = positions
+            self._rests_from(stream, positions[0])
+            self._begin_later()
+
+    def _rests_from(self, stream: int, first: int) -> None:
+        """All that a stream has is one part, for the commit to come."""
+        self._parts[stream] = deque([first])
+        self._closed[stream] = self._dropped.get(stream, 0)
+        self._open.add(stream)
+
+    def _move(self) -> None:
+        """Move what rests in the older half of what is in use to the end, as far as there is room for it."""
+        old = self._end - self._size // 2
+        for stream, positions in self._resting.items():
+            if not self._start <= positions[0] < old:
+                continue
+            payloads = [self._payload(position) for position in positions]
+            most = max(map(len, payloads)) + 3 * _HEADER_BYTES  # beside them: what is left free at the end of the ring
+            if self._end + sum(map(len, payloads)) + _HEADER_BYTES * len(payloads) + most - self._start > self._size:
+                continue
+            moved = []
+            with self.together():
+                self._look_at = self._end + self._size
+                for payload in payloads:
+                    self.append(stream, payload)
+                    moved.append(self._end - _HEADER_BYTES - len(payload))
+            self._resting[stream] = moved
+            self._rests_from(stream, moved[0])
+        self._look_at = self._end + self._size // 8
+        self._begin_later()
 
     def left(self, stream: int) -> list[tuple[int, bytes]]:
         """Return the (position, payload) of the stream's records, which are not known to be on disk."""
-        return [(position, payload) for position, found, payload in self._records() if found == stream]
+        return [(position, self._payload(position)) for position, found in self._records() if found == stream]
 
-    def _records(self) -> Iterator[tuple[int, int, bytes]]:
+    def _records(self) -> Iterator[tuple[int, int]]:
+        """Yield where each record is, and of which stream it is."""
         position, end = self._words[Word.TRAIL_START], self._words[Word.TRAIL_END]
         while position < end:
             start = self._at + position % self._size
@@ -162,9 +233,14 @@ class Trail:
             if length == 0:
                 position += self._size - position % self._size
                 continue
-            body = start + _HEADER.size
-            yield position, stream, bytes(self._memory[body : body + length - 1])
-            position += _HEADER.size + length - 1
+            yield position, stream
+            position += _HEADER_BYTES + length - 1
+
+    def _payload(self, position: int) -> bytes:
+        start = self._at + position % self._size
+        length, _ = _HEADER.unpack_from(self._memory, start)
+        body = start + _HEADER_BYTES
+        return bytes(self._memory[body : body + length - 1])
 
 
 class Stream:
@@ -177,6 +253,7 @@ class Stream:
         """
         self._since = since
         self._trail = trail
+        trail.use(number)
         self._number = number
         self.identity = identity
         self.continued = continued

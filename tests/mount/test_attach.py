@@ -14,7 +14,9 @@ from pathlib import Path
 import pytest
 
 from luxfuse.control.client import ControlClient, DaemonRefused
+from luxfuse.steps import DIE_AT, DIE_ONCE
 from tests.mount.conftest import new_bucket
+from tests.mount.test_keeper import DIED
 from tests.support.fast_s3 import FastS3
 from tests.support.fault_proxy import FaultProxy
 from tests.support.mounted import MIB, STILL, Mount, Mounts, content, digest, put, wait_for
@@ -253,6 +255,23 @@ def test_detach_and_unmount_and_persist_bring_everything_up(mount: Mount, s3: Fa
     shell(mount, 'for i in $(seq 40); do echo -n $i > "$1/m/u$i"; done').check_returncode()
     mount.unmount().check_returncode()
     assert all((s3.root / other / f"u{i}").exists() for i in range(1, 41))
+
+
+def test_detached_by_a_daemon_that_dies_then(mounting: Mounts, s3: FastS3, bucket: str, other: str, tmp_path: Path) -> None:
+    once = tmp_path / "once"
+    mount = mounting(
+        f"s3://{bucket}", endpoint_url=s3.endpoint, keeper=True, expected_logs=[DIED],
+        environment={DIE_AT: "detach.recorded", DIE_ONCE: str(once)},
+    )  # fmt: skip
+    attach(mount, s3, other, "m", write_mode="async-through")
+    shell(mount, 'echo -n new > "$1/m/new"').check_returncode()
+    once.touch()
+    refused(mount.cli("detach", mount.path / "m", "--force"), "the daemon broke off")
+    wait_for("another one serves", lambda: not once.exists() and mount.status()["restarts"] == 1)
+    assert set(volumes(mount)) == {""}
+    assert mount.error("stat", f"{mount.path}/m") == "ENOENT"
+    attach(mount, s3, other, "m")
+    assert mount.read("m/new") == digest(b"new")
 
 
 def test_refresh_load_free_and_locate_reach_into_an_attached_store(mount: Mount, s3: FastS3, other: str) -> None:

@@ -152,3 +152,80 @@ def test_a_full_trail_is_known_to_be_lost(fd: int) -> None:
     assert estate.exact
     estate.trail.append(0, b"a")
     assert [payload for _, payload in estate.trail.left(0)] == [b"a"]
+
+
+def test_what_rests_does_not_fill_the_trail(fd: int) -> None:
+    """A volume that cannot be opened commits nothing, for as long as that takes."""
+    first = Estate(fd)
+    kept = [bytes([number]) * (1 << 16) for number in range(200)]
+    for payload in kept:
+        first.trail.append(7, payload)
+        first.trail.append(0, payload)
+    second = Estate(fd)
+    busy = Stream(second.trail, 0, second.identity)
+    busy.written(busy.mark())
+    rng = random.Random(5)
+    for _ in range(400):  # twice round
+        busy.append(bytes(rng.randrange(1 << 20)))
+        assert second.exact
+        mark = busy.mark()
+        busy.append(b"not written")
+        busy.written(mark)
+        with busy.together():
+            busy.append(b"one")
+            busy.append(b"of two")
+    third = Estate(fd)
+    assert [payload for _, payload in third.trail.left(0)][-3:] == [b"not written", b"one", b"of two"]
+    rested = Stream(third.trail, 7, third.identity)
+    assert [payload for _, payload in rested.left()] == kept
+    rested.append(b"behind")
+    assert [payload for _, payload in Estate(fd).trail.left(7)] == [*kept, b"behind"]
+
+
+def test_what_rests_again_is_kept_and_what_is_of_an_earlier_volume_is_not(fd: int) -> None:
+    estate = Estate(fd)
+    trail = estate.trail
+    trail.append(0, b"pins")
+    Stream(trail, 7, 0).append(b"of an earlier one")
+    trail.forget(7)
+    since = trail.end
+    stream = Stream(trail, 7, 0, since=since)
+    stream.append(b"committed")
+    stream.written(stream.mark())
+    stream.append(b"marked")
+    stream.mark()
+    stream.append(b"open")
+    trail.rest(7)
+    trail.written(0, trail.mark(0))
+    trail.begin_from(0, since)  # it does not rest
+    for later in (False, True):
+        one = Estate(fd).trail if later else trail
+        one.begin_from(7, since)
+        busy = Stream(one, 0, 0)
+        for _ in range(150):
+            busy.append(bytes(1 << 20))
+            busy.written(busy.mark())
+        assert estate.exact
+        assert [payload for _, payload in one.left(7)] == [b"marked", b"open"]
+        assert one.left(7)[0][0] > since + (1 << 26)
+    one.begin_from(7, one.end)
+    assert not Estate(fd).trail.left(7)
+
+
+def test_a_kill_while_what_rests_moves_changes_nothing(fd: int) -> None:
+    """Between the two words that say where the trail begins and ends."""
+    estate = Estate(fd)
+    for payload in (b"a", b"b"):
+        estate.trail.append(7, payload)
+    trail = Estate(fd).trail
+    trail._give_back = lambda _low, _high: None  # as it is when the kill comes
+    busy, start = Stream(trail, 0, 0), estate._words[Word.TRAIL_START]
+    for _ in range(66):
+        busy.append(bytes(1 << 20))
+        busy.written(busy.mark())
+    estate._words[Word.TRAIL_START] = start
+    assert [payload for _, payload in Estate(fd).trail.left(7)] == [b"a", b"b", b"a", b"b"]
+    found = Estate(fd).trail
+    for number in (0, 7):
+        found.written(number, found.mark(number))
+    assert not Estate(fd).trail.left(7)

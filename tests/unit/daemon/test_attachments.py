@@ -1,0 +1,96 @@
+"""The end of an attachment, as far as a successor depends on it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+import trio
+
+from luxfuse.control.attached_file import Record, Recorded
+from luxfuse.daemon.attached import Attached
+from luxfuse.daemon.attachments import Attachments
+from luxfuse.daemon.succession import Succession
+from luxfuse.errors import MountError
+from luxfuse.estate.memory import Estate
+from luxfuse.fuse.inheritance import Inheritance
+from luxfuse.tiers.slots import Slots
+from luxfuse.vfs.volumes import Volume, Volumes
+from tests.support.fake_kernel import FakeKernel
+
+RECORD = Record(path="m", source="s3://other", options={}, number=1)
+
+
+@pytest.fixture
+def succession() -> Iterator[Succession]:
+    fd = os.memfd_create("estate")
+    yield Succession(-1, Estate(fd), Inheritance(), 1)
+    os.close(fd)
+
+
+class Life:
+    """Instead of a volume's: it gives up its slots at its end."""
+
+    def __init__(self, slots: Slots) -> None:
+        self.slots = slots
+        self.told: list[str] = []
+
+    async def run(self, attached: Any) -> None:
+        self.slots.keep("/cache", {"/cache": "s"})
+        attached.parts = SimpleNamespace(
+            index=SimpleNamespace(flush=self._tell("index")), journal=SimpleNamespace(commit=self._tell("journal"))
+        )
+        await attached.leave.wait()
+        self.slots.drop()
+        attached.parts = None
+        attached.ended.set()
+
+    def _tell(self, what: str) -> Any:
+        async def committed() -> None:
+            self.told.append(what)
+
+        return committed
+
+
+@pytest.mark.expected_logs("cannot be written; it stays attached")
+@pytest.mark.parametrize("works", [True, False])
+async def test_a_volume_is_off_the_record_before_its_successor_would_miss_anything(
+    tmp_path: Path, succession: Succession, monkeypatch: pytest.MonkeyPatch, works: bool
+) -> None:
+    tree = Volumes(cast(Any, FakeKernel()))
+    directories = SimpleNamespace(relist=lambda _inode: None)
+    tree.main.serve(cast(Any, SimpleNamespace(directories=directories)), negative_ttl_s=1, read_only=False)
+    settings = cast(Any, SimpleNamespace(mountpoint="/mnt/x", source_id="main", request_timeout_s=1))
+    life = Life(succession.of_volume(1).slots)
+    written: list[Recorded] = []
+
+    def write(recorded: Recorded) -> None:
+        written.append(recorded)
+        assert Slots(succession.estate.facts, 1).known, "as if it had been killed here"
+        assert life.told == ["index", "journal"]
+        if not works:
+            raise MountError("attached.json: cannot be written")
+
+    async with trio.open_nursery() as nursery:
+        made = Attachments(settings, cast(Any, SimpleNamespace(volumes=tree)), tmp_path, nursery, None, succession)
+        monkeypatch.setattr(made._file, "write", write)
+        a = made._attached["m"] = Attached(RECORD, settings, Volume(1), "serving")
+        await tree.attach(a.volume, "m")
+        a.hung = True
+        nursery.start_soon(life.run, a)
+        await trio.testing.wait_all_tasks_blocked()
+        if works:
+            steps = [step async for step in made.detach("m", force=True)]
+            assert steps[-1].done
+        else:
+            with pytest.raises(MountError, match="cannot be written; it stays attached"):
+                _ = [step async for step in made.detach("m", force=True)]
+        assert written[0].attached == []
+        assert ("m" in made._attached, a.hung, succession.of_volume(1).slots.known) == ((not works,) * 3)
+        if not works:
+            assert (a.state, a.on_record, made.volumes()[0].error) == ("serving", True, None)
+            a.leave.set()
