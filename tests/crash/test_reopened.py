@@ -207,11 +207,7 @@ async def test_what_was_stored_once_more_is_not_missed(tmp_path: Path) -> None:
         await m.journal.commit()
         with m.durable.lock:
             driver.release()
-            for _ in range(200):
-                if not len(m.dirty):
-                    break
-                await trio.sleep(0.01)
-            assert not len(m.dirty)
+            await until(lambda: not len(m.dirty))
             killed = snapshot(m, tmp_path / "killed")
     options.beginning_s = BEGINNING_S + 10
     async with mounted(tmp_path / "killed", killed, options) as m:

@@ -84,7 +84,7 @@ class Peers:
             self.dead.discard(name)
             mount.nursery.start_soon(replication.run)
 
-        options = Options(write_mode="async-through", neighbours=neighbours, on_built=join, request_timeout_s=1.0)
+        options = Options(write_mode="async-through", neighbours=neighbours, on_built=join)
         (self.path / name).mkdir(exist_ok=True)
         try:
             async with mounted(self.path / name, self.driver, options, clean_end=clean_end) as mount:
@@ -210,7 +210,7 @@ async def test_a_takeover_that_fails_leaves_no_upload_open(tmp_path: Path, monke
     async with peers.node(2) as holder:
         await gone(peers, lambda m: put(m, b"file", data))
         counts = peers.nodes[f"{2:016x}"].holder.counts
-        await until(lambda: counts.failures == 1)
+        await until(lambda: counts.failures >= 1)
         assert not holder.journal.uploads.open
         assert not peers.driver.uploads
         await until(lambda: stored(peers.driver, "file") == data)

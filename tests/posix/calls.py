@@ -136,14 +136,21 @@ def utimensat(path: _Path, atime: tuple[int, int], mtime: tuple[int, int], flags
     _checked(_libc.utimensat(AT_FDCWD, os.fsencode(path), times, flags))
 
 
+COARSE = 5
+"""CLOCK_REALTIME_COARSE of linux/time.h: the clock of time stamps, which moves in steps of some milliseconds."""
+
+
 def tick() -> None:
-    """Wait until a time stamp of the file system would differ: the kernel's clock for these moves in steps of 4 ms."""
-    time.sleep(0.012)
+    """Wait until a time stamp of the file system would differ."""
+    for _ in range(2):
+        before_ns = now_ns()
+        while now_ns() == before_ns:
+            time.sleep(0.002)
 
 
 def now_ns() -> int:
     """A time that no stamp of a change from now on is before."""
-    return time.time_ns() - 12_000_000
+    return time.clock_gettime_ns(COARSE)
 
 
 def exists(path: _Path) -> bool:

@@ -21,8 +21,8 @@ def seeds(count: int, *, first: int = 0) -> range:
 
 
 def drawn_seed() -> int:
-    """Return the seed of a test that has another one each time, and show it for a failure."""
-    chosen = os.environ.get("LUXFUSE_SEED") or "new"
+    """Return the seed of a test that has one, and show it for a failure."""
+    chosen = os.environ.get("LUXFUSE_SEED") or "1"
     seed = random.SystemRandom().getrandbits(32) if chosen == "new" else int(chosen)
     print(f"LUXFUSE_SEED={seed}")
     return seed

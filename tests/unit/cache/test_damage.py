@@ -13,6 +13,7 @@ import trio
 
 from luxfuse.cache import disk
 from luxfuse.cache.cached import CachedObject
+from tests.posix.calls import tick
 from tests.support.fake_store import FakeStore
 from tests.support.harness import Mount, mounted, pages, random_bytes
 
@@ -244,7 +245,7 @@ async def test_a_page_changed_between_our_own_writes_is_not_trusted(tmp_path: Pa
         obj = acquire(m, "k")
         for page in range(2):
             await m.cache.read(obj, pages(page), pages(1))
-        await trio.sleep(0.02)  # the clock of the file system ticks
+        tick()
         flip(m.directory.file_of(obj.oid), 5)
         await m.cache.read(obj, pages(2), pages(1))
         assert bytes(await m.cache.read(obj, 0, pages(1))) == data[: pages(1)]
@@ -265,7 +266,7 @@ async def test_a_page_changed_between_our_own_writes_is_found_before_the_kernel_
             await m.cache.read(obj, pages(page), pages(1))
         path = m.directory.file_of(obj.oid)
         if not restart:
-            await trio.sleep(0.02)
+            tick()
             flip(path, 5)
             await m.cache.fetch_whole(obj)
             assert await m.read_all("k") == data

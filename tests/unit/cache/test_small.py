@@ -174,7 +174,7 @@ async def test_what_arrives_after_its_deadline_is_not_recorded(tmp_path: Path) -
         await until(lambda: not os.path.exists(f"/proc/self/fd/{driver.fds[0]}"))
         assert driver.abandoned == [1]
         assert not obj.pages.count
-        assert m.space.ledger.reserved_bytes == 0
+        await until(lambda: m.space.ledger.reserved_bytes == 0)
         await until(lambda: not path.exists())
         assert await m.cache.fetch_whole(obj)
         assert bytes(await m.cache.read(obj, 0, 3000)) == data

@@ -283,7 +283,7 @@ async def test_what_is_no_request(tmp_path: Path, sent: bytes, capfd: pytest.Cap
 
 def send_and_hang_up(path: Path, sent: bytes) -> None:
     with socket.socket(socket.AF_UNIX) as sock, short_address(path) as address:
-        sock.settimeout(10)
+        sock.settimeout(120)
         sock.connect(address)
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             sock.sendall(sent)
@@ -293,7 +293,7 @@ def send_and_hang_up(path: Path, sent: bytes) -> None:
 
 def raw_request(path: Path, method: str, target: str, body: bytes) -> bytes:
     with socket.socket(socket.AF_UNIX) as sock:
-        sock.settimeout(10)
+        sock.settimeout(120)
         with short_address(path) as address:
             sock.connect(address)
         head = f"{method} {target} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {len(body)}\r\n\r\n"
@@ -316,7 +316,7 @@ async def test_curl(tmp_path: Path) -> None:
     path = tmp_path / "control.sock"
 
     def curl(*arguments: str, said: bytes = b"") -> str:
-        command = ["curl", "-sS", "--max-time", "10", "--unix-socket", str(path), *arguments]
+        command = ["curl", "-sS", "--max-time", "120", "--unix-socket", str(path), *arguments]
         return subprocess.run(command, input=said, capture_output=True, check=True).stdout.decode()
 
     async with serving(path) as (service, _client):
@@ -341,7 +341,7 @@ async def test_cancelling_ends_it_with_connections_open_and_prints_nothing(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "control.sock"
-    with trio.fail_after(20):
+    with trio.fail_after(120):
         async with serving(path) as (_service, client):
             assert await call(client.status)
             idle = socket.socket(socket.AF_UNIX)

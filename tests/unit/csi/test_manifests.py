@@ -53,7 +53,7 @@ def test_both_pods_run_commands_that_there_are_at_the_places_that_these_expect()
         assert container["image"] == f"luxfuse:{__version__}"
         words = container["command"][container["command"].index("luxfuse") :]
         shown = subprocess.run(
-            [sys.executable, "-m", "luxfuse.cli.main", *words[1:3], "--help"], capture_output=True, text=True, timeout=30,
+            [sys.executable, "-m", "luxfuse.cli.main", *words[1:3], "--help"], capture_output=True, text=True, timeout=120,
             check=True, env={"PATH": "/usr/bin:/bin", "COLUMNS": "200"},
         ).stdout  # fmt: skip
         assert words[:3] == ["luxfuse", "csi", command]

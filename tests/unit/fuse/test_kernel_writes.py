@@ -26,12 +26,12 @@ import trio
 
 from luxfuse.errors import MountError
 from luxfuse.fuse import mountpoint
+from tests.posix.calls import now_ns
 from tests.support.mounted import NOBODY, REPOSITORY, plain_python, plain_user_missing
 from tests.unit.fuse import small_fs
 
 pytestmark = pytest.mark.usefixtures("requires_root", "requires_fuse")
-READY_DEADLINE_S = 20.0
-CALL_DEADLINE_S = 5.0
+READY_DEADLINE_S = CALL_DEADLINE_S = 120.0
 MODULES = os.pathsep.join([sysconfig.get_path("platlib"), str(REPOSITORY)])
 
 
@@ -49,6 +49,10 @@ class Forked:
 
     def poll(self) -> int | None:
         return self._process.exitcode
+
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid
 
     def wait(self, timeout_s: float | None = None) -> None:
         self._process.join(timeout_s)
@@ -105,6 +109,11 @@ class Small:
             assert time.monotonic() < give_up_at, f"no call of {names[-1]}: {found}"
             found += self.calls(*names)
         return found
+
+    def wakings(self) -> int:
+        """How often threads of the process have waited, as they do for each request."""
+        texts = [(task / "status").read_text() for task in Path(f"/proc/{self.process.pid}/task").iterdir()]
+        return sum(int(text.partition("\nvoluntary_ctxt_switches:")[2].split()[0]) for text in texts)
 
     def backing(self, name: str) -> Path:
         return self.directory / str((self.mount / name).stat().st_ino)
@@ -289,14 +298,10 @@ def test_writes_in_passthrough_ask_nothing(fast: Small) -> None:
     fd = os.open(fast.mount / "a", os.O_CREAT | os.O_RDWR, 0o644)
     os.write(fd, bytes(4096))
     fast.calls()
-    took_s = []
-    for _ in range(100):
-        began = time.monotonic()
-        for _ in range(20):
-            os.pwrite(fd, b"x", 0)
-        took_s.append((time.monotonic() - began) / 20)
-    # The C lane answers some questions, so nothing tells of them but time; other load does not make all rounds slow.
-    assert min(took_s) < 20e-6, "a question per write takes longer than that"
+    before = fast.wakings()
+    for _ in range(2_000):
+        os.pwrite(fd, b"x", 0)
+    assert fast.wakings() - before < 200, "the C lane answers some questions, which nothing tells of but its waking up"
     assert fast.calls("getxattr", "getattr", "write", "setattr") == []
     os.close(fd)
 
@@ -342,10 +347,11 @@ def test_changes_of_attributes(small: Small) -> None:
     os.utime(path, ns=(1_000_000_001, 2_000_000_002))
     assert (path.stat().st_atime_ns, path.stat().st_mtime_ns) == (1_000_000_001, 2_000_000_002)
     small.calls()
+    before_ns = now_ns()
     os.utime(path)
     ((_, _, changes, ref),) = small.calls("setattr")
-    assert abs(changes["mtime_ns"] - time.time_ns()) < 10**9, "now has become a time"
-    assert abs(changes["atime_ns"] - time.time_ns()) < 10**9
+    assert before_ns <= changes["mtime_ns"] <= time.time_ns(), "now has become a time"
+    assert before_ns <= changes["atime_ns"] <= time.time_ns()
     assert ref is None
     with path.open("r+b") as f:
         f.truncate(2)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import random
 import shutil
 import subprocess
 from collections.abc import Callable, Sequence
@@ -12,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.mounted import REPOSITORY
+from tests.support.seeds import drawn_seed
 
 LANE = REPOSITORY / "luxfuse" / "fuse" / "lane"
 SOURCES = [
@@ -23,7 +22,7 @@ SHORT_RUN = "-DRUN_BYTES=(49152u+16u)"
 """A file of the model and two words."""
 FEW_ANSWERS = ["-DTRACED=32u", "-DANSWERS_BUDGET=2000u", "-DANSWER_BUCKETS=8u", "-DMISSING_DIRECTORIES=2u"]
 """So that there is no room for all names of the model, nor for all that is traced, and lists are long."""
-SEED = int(os.environ.get("LUXFUSE_LANE_SEED", "0")) or random.SystemRandom().randrange(1, 1 << 31)
+SEED = 1 + drawn_seed() % ((1 << 31) - 1)
 SEND = "		send_reply(in->unique, 0, &out, sizeof out);\n"
 UNLOCK = "	pthread_mutex_unlock(lock_of_name(bucket));\n"
 

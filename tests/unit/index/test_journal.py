@@ -15,6 +15,7 @@ import lmdb
 import pytest
 import trio
 import trio.testing
+from trio.testing import MockClock
 
 from luxfuse import lasting
 from luxfuse.errors import IndexFormatError
@@ -29,6 +30,7 @@ from luxfuse.index.records import encode
 from luxfuse.index.uncommitted import U64
 from luxfuse.types import Kind, WriteMode
 from tests.support.harness import until
+from tests.support.virtual_time import virtual_time
 
 
 def record(key: str = "d/k", **changes: object) -> FileRecord:
@@ -304,8 +306,13 @@ async def test_a_failing_commit_is_told_to_its_waiters_and_tried_again(
     again.close()
 
 
+@pytest.fixture
+def mock_clock(monkeypatch: pytest.MonkeyPatch) -> MockClock:
+    return virtual_time(monkeypatch)
+
+
 async def test_what_others_commit_is_not_committed_in_the_background(
-    journal: Journal, monkeypatch: pytest.MonkeyPatch
+    journal: Journal, monkeypatch: pytest.MonkeyPatch, mock_clock: MockClock
 ) -> None:
     monkeypatch.setattr(module, "COMMIT_DELAY_S", 0.4)
     commits = 0

@@ -240,7 +240,7 @@ async def test_persist_gives_up_what_waits_for_a_late_request(tmp_path: Path, mo
         await m.fs.lookup(ROOT_INODE, b"old")
         await m.fs.unlink(ROOT_INODE, b"old")
         monkeypatch.setattr(persisting, "PATIENCE_S", 0.5)
-        with trio.fail_after(30):
+        with trio.fail_after(120):
             step = await last(persist(backlog_of(m), [""]))
         assert sorted(step.failures) == [f"{name}: not tried: {persisting.LATE}" for name in ("new", "old")]
         late.running = False

@@ -101,7 +101,7 @@ def server() -> Iterator[OddS3]:
 
 @pytest.fixture(params=["obstore", "fsspec"])
 def store(request: pytest.FixtureRequest, server: OddS3) -> Iterator[UnderStore]:
-    driver = open_driver("s3://bucket", endpoint_url=server.endpoint, driver=request.param, request_timeout_s=2.0,
+    driver = open_driver("s3://bucket", endpoint_url=server.endpoint, driver=request.param, request_timeout_s=30.0,
                          storage_options={"key": "k", "secret": "s"})  # fmt: skip
     server.on.clear()
     yield driver

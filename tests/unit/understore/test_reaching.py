@@ -65,7 +65,7 @@ def secure(bucket: str, authorities: tuple[Authority, Authority]) -> Iterator[st
 
 def opened(endpoint: str, driver: str, **options: str) -> UnderStore:
     return open_driver("s3://reaching/d", endpoint_url=endpoint, storage_options={**KEYS, **options}, driver=driver,  # type: ignore[arg-type]
-                       request_timeout_s=10.0)  # fmt: skip
+                       request_timeout_s=30.0)  # fmt: skip
 
 
 def use(store: UnderStore) -> None:
@@ -326,12 +326,12 @@ def other_stores(url: str, **options: str) -> Iterator[UnderStore]:
     account = {"account_name": "acc", "account_key": "c2VjcmV0LWtleQ==", **options}
     for driver in DRIVERS:
         yield open_driver("az://c", endpoint_url=f"{url}/acc", storage_options=account, driver=driver,  # type: ignore[arg-type]
-                          request_timeout_s=5.0)  # fmt: skip
+                          request_timeout_s=30.0)  # fmt: skip
     for driver in DRIVERS:
         yield open_driver("gs://b", endpoint_url=url, storage_options={"token": "anon", **options}, driver=driver,  # type: ignore[arg-type]
-                          request_timeout_s=5.0)  # fmt: skip
-    yield open_driver("webdav:///", endpoint_url=url, storage_options=options, request_timeout_s=5.0)
-    yield open_driver(f"{url}/", storage_options=options, request_timeout_s=5.0)
+                          request_timeout_s=30.0)  # fmt: skip
+    yield open_driver("webdav:///", endpoint_url=url, storage_options=options, request_timeout_s=30.0)
+    yield open_driver(f"{url}/", storage_options=options, request_timeout_s=30.0)
 
 
 def probed(store: UnderStore) -> bool:
@@ -413,7 +413,7 @@ def test_tokens_of_google_take_the_same_way(authorities, tmp_path):
         options = {"token": str(key), "proxy_url": through.url}
         for bundle, gets_through in ((unrelated.bundle, False), (right.bundle, True)):
             store = open_driver("gs://b", endpoint_url=url, storage_options={**options, "verify": bundle},
-                                driver="fsspec", request_timeout_s=5.0)  # fmt: skip
+                                driver="fsspec", request_timeout_s=30.0)  # fmt: skip
             with pytest.raises(StoreError) if not gets_through else contextlib.nullcontext():
                 list(store.list_directory(""))
             store.close()
@@ -427,9 +427,9 @@ def test_ftp_inside_tls_checks_certificates(authorities, tls):
     with ftp_login(right.server, implicit=tls == "tls") as (url, said):
         for options in ({}, {"verify": unrelated.bundle}):
             with pytest.raises(NotTrusted, match="certificate is not trusted"):
-                open_driver(url, storage_options={"tls": tls, **options}, request_timeout_s=5.0)
+                open_driver(url, storage_options={"tls": tls, **options}, request_timeout_s=30.0)
         assert not any(line.startswith("PASS") for line in said)
-        open_driver(url, storage_options={"tls": tls, "verify": right.bundle}, request_timeout_s=5.0).close()
+        open_driver(url, storage_options={"tls": tls, "verify": right.bundle}, request_timeout_s=30.0).close()
         assert "PROT P" in said, "data is encrypted, too"
 
 

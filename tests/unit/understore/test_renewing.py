@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import os
 import socket
@@ -23,6 +24,7 @@ from luxfuse.understore.s3 import credentials as s3_credentials
 from luxfuse.understore.s3.credentials import Frozen, S3Credentials
 from tests.support.front import Answer, front, s3_error
 from tests.support.issuers import CONTAINER_TOKEN, WEB_IDENTITY, Issuers, issuers, only_valid_tokens
+from tests.support.mounted import wait_for
 from tests.support.servers_store import moto_url  # noqa: F401
 from tests.support.store_targets import s3_client
 
@@ -326,15 +328,14 @@ def test_credentials_are_renewed_behind_while_the_old_ones_hold():
         if fetched:
             go.wait(120)
         fetched.append(1)
-        return Frozen(f"key{len(fetched)}", "s", None), datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=1)
+        return Frozen(f"key{len(fetched)}", "s", None), datetime.datetime.now(datetime.UTC) + datetime.timedelta(hours=1)
 
-    source = S3Credentials(fetch, "here")
+    source: Any = S3Credentials(fetch, "here")
     assert source.current().access_key == "key1"
-    time.sleep(0.8)
+    source._lease = dataclasses.replace(source._lease, renew_s=0.0)  # they are to be renewed, and hold
     assert source.current().access_key == "key1"  # without waiting
     go.set()
-    time.sleep(0.3)
-    assert source.current().access_key == "key2"
+    wait_for("they are renewed", lambda: source.current().access_key == "key2")
 
 
 @pytest.mark.parametrize(

@@ -129,6 +129,7 @@ async def test_hanging_driver_meets_the_deadline(fake):
         assert store.counters.statistics().in_flight == 0
     finally:
         fake.release()
+    store._timeout_s = 60.0
     assert await read(store, fake) == b"234"
     assert store.reachable
 
@@ -160,19 +161,22 @@ async def test_abandoned_threads_are_bounded(fake):
         assert threading.active_count() <= before + 3
     finally:
         fake.release()
+    store._timeout_s = 60.0
     assert (await store.head("d/x")).size == 10
 
 
 async def test_concurrency_is_bounded(fake):
     store = make(fake, max_requests=2)
-    running = peak = 0
-    lock = threading.Lock()
+    running = peak = calls = 0
+    lock, two = threading.Lock(), threading.Barrier(2)
 
     def slow(_driver: object) -> None:
-        nonlocal running, peak
+        nonlocal running, peak, calls
         with lock:
-            running += 1
-            peak = max(peak, running)
+            running, calls = running + 1, calls + 1
+            peak, first = max(peak, running), calls <= 2
+        if first:
+            two.wait(120)
         time.sleep(0.01)
         with lock:
             running -= 1

@@ -108,22 +108,28 @@ def test_server_that_takes_few_connections(server):
 
 
 def test_nobody_waits_for_ever(server):
-    now = [0.0]
-    systems = FileSystems(Client(), timeout_s=1, most=1, clock=lambda: now[0])
+    now, looked = [0.0], threading.Event()
+
+    def clock() -> float:
+        looked.set()
+        return now[0]
+
+    systems = FileSystems(Client(), timeout_s=1, most=1, clock=clock)
     go = threading.Event()
     with ThreadPoolExecutor(2) as pool:
         hanging = pool.submit(systems.run, lambda one: go.wait(120), again=True)
         while systems._idle:
             time.sleep(0.001)
+        looked.clear()
         waiting = pool.submit(systems.run, Client.ask, again=True)
-        time.sleep(0.01)
+        assert looked.wait(120)  # its deadline begins
         now[0] = 1.5
         with pytest.raises(StoreUnavailable, match="busy"):
-            waiting.result(10)
+            waiting.result(120)
         now[0] = 4.5  # the thread that hangs is taken for lost
         assert systems.run(Client.ask, again=True) == "answer"
         go.set()
-        assert hanging.result(10)
+        assert hanging.result(120)
     assert len(server["open"]) == 1  # what it had is not used again
 
 

@@ -124,7 +124,7 @@ def server() -> Iterator[HttpFs]:
 
 @pytest.fixture
 def store(server: HttpFs) -> Iterator[UnderStore]:
-    driver = open_driver(server.source, storage_options={"user": "me"}, request_timeout_s=5)
+    driver = open_driver(server.source, storage_options={"user": "me"}, request_timeout_s=30)
     yield driver
     driver.close()
 

@@ -80,7 +80,8 @@ def url() -> Iterator[str]:
 
 @pytest.fixture(params=["obstore", "fsspec"])
 def store(request: pytest.FixtureRequest, url: str) -> Iterator[UnderStore]:
-    driver = open_driver("s3://bucket", endpoint_url=url, driver=request.param, request_timeout_s=3.0,
+    timeout_s = 3.0 if "stall" in request.node.name else 30.0
+    driver = open_driver("s3://bucket", endpoint_url=url, driver=request.param, request_timeout_s=timeout_s,
                          storage_options={"key": "k", "secret": SECRET})  # fmt: skip
     yield driver
     driver.close()

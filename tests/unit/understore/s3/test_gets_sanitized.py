@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import random
 import shutil
 import subprocess
 from pathlib import Path
@@ -12,12 +10,13 @@ import pytest
 
 from tests.support.mounted import REPOSITORY
 from tests.support.odd_gets import OddGets
+from tests.support.seeds import drawn_seed
 
 GETS = REPOSITORY / "luxfuse" / "understore" / "s3" / "gets"
 SOURCES = ("answer.c", "bodies.c", "keep.c", "pool.c", "receive.c", "sets.c", "sign.c")
 HARNESS = Path(__file__).with_name("gets_harness.c")
 TIMEOUT_S = 120
-SEED = int(os.environ.get("LUXFUSE_GETS_SEED", "0")) or random.SystemRandom().randrange(1, 1 << 31)
+SEED = 1 + drawn_seed() % ((1 << 31) - 1)
 HEADERS = ("curl/curl.h", "openssl/evp.h", "xxhash.h")
 
 
@@ -71,10 +70,13 @@ def test_odd_answers_for_longer(tmp_path: Path, sanitizer: str) -> None:
 
 
 def check_race(program: Path, tmp_path: Path, seconds: int) -> None:
-    done = race(program, tmp_path, seconds)
-    assert done.returncode == 0, done.stderr
-    words = done.stdout.split()
-    counts = dict(zip(words[::2], map(int, words[1::2]), strict=True))
+    for longer in (seconds, 10, 40):  # a busy machine meets less in the same time
+        done = race(program, tmp_path, longer)
+        assert done.returncode == 0, done.stderr
+        words = done.stdout.split()
+        counts = dict(zip(words[::2], map(int, words[1::2]), strict=True))
+        if min(counts.values()) > 0:
+            break
     assert min(counts.values()) > 0, f"seed {SEED}: something was never met: {counts}"
     files = [path for path in (tmp_path / "files").rglob("*") if path.is_file()]
     assert not files, "left behind"

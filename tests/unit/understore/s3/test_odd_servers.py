@@ -27,7 +27,7 @@ def store(request: pytest.FixtureRequest, server: OddS3) -> Iterator[UnderStore]
     if in_c and direct._gets is None:
         pytest.skip("built without libcurl")
     driver = open_driver("s3://bucket", endpoint_url=server.endpoint, driver="obstore" if in_c else request.param,
-                         request_timeout_s=2.0, direct_gets=8 if in_c else 0,
+                         request_timeout_s=30.0, direct_gets=8 if in_c else 0,
                          storage_options={"key": "k", "secret": "s"})  # fmt: skip
     yield driver
     driver.close()
