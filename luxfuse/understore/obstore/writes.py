@@ -105,6 +105,18 @@ class ObstoreWrites(NoMultipart):
         expect: str | None = None,
         keep: Properties | None = None,
     ) -> ObjectInfo:
+        for _ in range(2):
+            try:
+                return self._put(key, data, metadata, expect, keep)
+            except VersionChanged:
+                if self._family != "s3" or expect is None or not self.conditional or not self._is(key, expect):
+                    raise
+        self.forgo_conditions()  # see `S3Client` for servers that refuse what is as expected
+        return self._put(key, data, metadata, None, keep)
+
+    def _put(
+        self, key: str, data: Buffer, metadata: Mapping[str, str], expect: str | None, keep: Properties | None
+    ) -> ObjectInfo:
         what, size = f"PUT {key!r}", len(data)
         metadata = checked_metadata(metadata, what)
         attributes = self._attributes(key, metadata, keep)
@@ -123,7 +135,7 @@ class ObstoreWrites(NoMultipart):
                 raise NeedsMd5(f"{what}: the store wants Content-MD5") from None
             if mode is not None and (status == 501 or code == "NotImplemented"):
                 self.forgo_conditions()
-                return self.put(key, data, metadata, keep=keep)
+                return self._put(key, data, metadata, None, keep)
             error = self._failure(exc, what)
             if mode is not None and type(error) is NotFound:
                 raise VersionChanged(f"{what}: the object is gone") from None
@@ -271,6 +283,13 @@ class ObstoreWrites(NoMultipart):
             raise self._failure(exc, what) from None
         require_version(ABSENT if found is None else version_of(found), expect, what)
         return found
+
+    def _is(self, key: str, expect: str) -> bool:
+        try:
+            self._require(key, expect, f"HEAD {key!r}")
+        except VersionChanged:
+            return False
+        return True
 
     def _written(self, key: str, size: int, result: Any, metadata: Mapping[str, str]) -> ObjectInfo:
         version = result["e_tag"] or self._found_version(key, size)

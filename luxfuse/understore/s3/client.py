@@ -35,6 +35,9 @@ COPIED_PART_BYTES = 256 << 20
 
 NO_VERSION = '"no-such-version"'
 
+OF_CEPH = "multipart completion is already in progress"
+"""Says Ceph 16 of an upload that is gone, too, of which it then lists no parts as the key is not there."""
+
 ABILITIES = Abilities(metadata=True, conditional=True, multipart=True, part_copy=True, hierarchical=False, start_after=True)
 UNCONDITIONAL = dataclasses.replace(ABILITIES, conditional=False)
 
@@ -80,9 +83,8 @@ class S3Client(S3Reads):
     ) -> ObjectInfo:
         what = f"PUT {key!r}"
         metadata = checked_metadata(metadata, what)
-        answer = self._conditionally(
-            "put_object", what, key, expect, Body=Body(data), Metadata=metadata, **for_new(key, keep)
-        )
+        arguments = {"Body": Body(data), "Metadata": metadata, **for_new(key, keep)}
+        answer = self._as_expected("put_object", what, key, expect, arguments)
         return ObjectInfo(key, len(data), self._version(key, answer), 0, dict(metadata))
 
     def put_file(
@@ -211,28 +213,31 @@ class S3Client(S3Reads):
         listed = [{"PartNumber": number, "ETag": tag} for number, tag in parts]
         arguments = {"UploadId": upload, "MultipartUpload": {"Parts": listed}}
         try:
-            answer = self._complete(what, key, expect, arguments)
-        except StoreUnavailable:
+            answer = self._as_expected("complete_multipart_upload", what, key, expect, arguments)
+        except StoreUnavailable as exc:
             # Some servers answer 500 for an upload that is gone, and would for ever.
-            self._require_open(key, upload, what)
+            self._require_open(key, upload, what, ("NoSuchUpload", *(["NoSuchKey"] if OF_CEPH in str(exc) else [])))
             raise
         return ObjectInfo(key, -1, self._version(key, answer), 0)
 
-    def _complete(self, what: str, key: str, expect: str | None, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        """Complete an upload if ``key`` is as expected; without the condition at a server that refuses any.
+    def _as_expected(
+        self, method: str, what: str, key: str, expect: str | None, arguments: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """Write ``key`` if that is as expected; without the condition at a server that refuses any.
 
-        Swift's S3 layer asks it of objects of its own, which never are as expected. That the object is, and the second
-        try is refused all the same, tells such a server from a change by others that came and went.
+        Swift's S3 layer asks it, at the end of an upload, of objects of its own, which never are as expected; Ceph 16
+        compares no versions when it puts. That the object is, and the second try is refused all the same, tells such a
+        server from a change by others that came and went.
         """
         for _ in range(2):
             try:
-                return self._conditionally("complete_multipart_upload", what, key, expect, **arguments)
+                return self._conditionally(method, what, key, expect, **arguments)
             except VersionChanged as exc:
                 refused = exc.code == "PreconditionFailed" and self._conditional
                 if expect is None or not refused or not self._is(key, expect):
                     raise
         self.forgo_conditions()
-        return self._conditionally("complete_multipart_upload", what, key, None, **arguments)
+        return self._conditionally(method, what, key, None, **arguments)
 
     def _is(self, key: str, expect: str) -> bool:
         """Whether ``key`` holds the version, or nothing for `ABSENT`."""
@@ -241,12 +246,12 @@ class S3Client(S3Reads):
         except NotFound:
             return expect == ABSENT
 
-    def _require_open(self, key: str, upload: str, what: str) -> None:
+    def _require_open(self, key: str, upload: str, what: str, gone: Sequence[str]) -> None:
         """Raise `NotFound` if the store says that an upload is gone; one that cannot list parts says something else."""
         try:
             self._call("list_parts", what, Key=self._prefix + key, UploadId=upload, MaxParts=1)
         except StoreError as exc:
-            if exc.code == "NoSuchUpload":
+            if exc.code in gone:
                 raise
 
     def abort_upload(self, key: str, upload: str) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from luxfuse.errors import NoStore, VersionChanged
+from luxfuse.errors import NoStore, NotFound, StoreUnavailable, VersionChanged
 from luxfuse.types import ABSENT
 from luxfuse.understore.base import UnderStore
 from luxfuse.understore.factory import open_driver
@@ -83,3 +83,27 @@ def test_a_server_that_refuses_every_condition_of_an_upload_is_found_out(store, 
             store.complete_upload(key, upload, parts, expect=expect)
             assert server.objects[key].body == b"data"
     assert store.abilities.conditional is changed
+
+
+def test_a_server_that_refuses_what_is_as_expected_is_found_out(store, server, expected_logs):
+    """Ceph 16 compares no versions when it puts: it refuses If-Match with each of them."""
+    expected_logs.append("no conditional writes")
+    server.on["put"] = lambda seen: error(412, "PreconditionFailed") if "if-match" in seen.headers else None
+    version = server.place("x", b"old")
+    with pytest.raises(VersionChanged):
+        store.put("x", b"new", {}, expect='"another"')
+    assert store.abilities.conditional
+    assert store.put("x", b"new", {}, expect=version).version == server.objects["x"].etag != version
+    assert not store.abilities.conditional
+    assert server.objects["x"].body == b"new"
+
+
+def test_an_upload_that_is_gone_at_ceph_is_gone(store, server):
+    server.on["complete"] = lambda _seen: error(500, "InternalError", "This multipart completion is already in progress")
+    upload = store.begin_upload("x", {})
+    parts = [(1, store.upload_part("x", upload, 1, b"data"))]
+    with pytest.raises(StoreUnavailable):
+        store.complete_upload("x", upload, parts)  # it is there: another one may be completing it
+    server.on["list_parts"] = lambda _seen: error(404, "NoSuchKey")
+    with pytest.raises(NotFound):
+        store.complete_upload("x", upload, parts)
