@@ -12,6 +12,7 @@ from typing import Any
 import trio
 
 from luxfuse.config import Settings
+from luxfuse.errors import LuxError
 from luxfuse.orders.source_manifest import export_source
 from luxfuse.understore.factory import open_driver
 from luxfuse.understore.failures import safe_url
@@ -35,16 +36,22 @@ async def _export(settings: Settings, file: Path, show: Callable[[Mapping[str, A
         rng=random.Random(),  # noqa: S311 (jitter)
         name=safe_url(settings.source),
     )  # fmt: skip
+    refused: LuxError | None = None
     try:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(store.watch_deadlines)
             source = safe_url(settings.source)
-            async with aclosing(export_source(store, file, source, settings.source_id)) as steps:
-                async for progress in steps:
-                    step = asdict(progress)
-                    show(step)
+            try:
+                async with aclosing(export_source(store, file, source, settings.source_id)) as steps:
+                    async for progress in steps:
+                        step = asdict(progress)
+                        show(step)
+            except LuxError as exc:  # which would leave the nursery in a group
+                refused = exc
             nursery.cancel_scope.cancel()
     finally:
         with trio.CancelScope(shield=True):
             await trio.to_thread.run_sync(store.close)
+    if refused is not None:
+        raise refused
     return step

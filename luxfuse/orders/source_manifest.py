@@ -63,15 +63,18 @@ class _Listed:
     async def directories(self) -> AsyncGenerator[tuple[str, float | None, list[Item], int], None]:
         """Yield path, when it was asked for (None: more of the last one), entries, and the number of those left out."""
         send, receive = trio.open_memory_channel[tuple[str, float | None, list[Item], int] | LuxError](0)
+        failed: LuxError | None = None
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._go_through, nursery, send)
             async with receive:
                 async for found in receive:
                     if isinstance(found, LuxError):
-                        nursery.cancel_scope.cancel()
-                        raise found
+                        failed = found
+                        break
                     yield found
             nursery.cancel_scope.cancel()
+        if failed is not None:  # raised in there it would come out in a group
+            raise failed
 
     async def _go_through(
         self, nursery: trio.Nursery, send: trio.MemorySendChannel[tuple[str, float | None, list[Item], int] | LuxError]

@@ -110,7 +110,7 @@ def _google(options: Mapping[str, str]) -> str | None:
     if named and way != "google_default":
         return f"the storage option {named[0]}"
     if path := os.environ.get("GOOGLE_APPLICATION_CREDENTIALS"):
-        missing = "" if Path(path).is_file() else ", which is not there"
+        missing = "" if os.access(path, os.R_OK) else ", which is not there"
         return f"the file that GOOGLE_APPLICATION_CREDENTIALS names{missing}"
     if Path("~/.config/gcloud/application_default_credentials.json").expanduser().is_file():
         return "~/.config/gcloud"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
 
 import trio
 
@@ -64,7 +64,8 @@ async def open_store(settings: Settings, *, successor: bool) -> UnderStore:
 
 def may_be_known(settings: Settings) -> bool:
     """Whether a cache directory of the source is there from an earlier mount."""
-    return any(Path(setting.path, settings.source_id).is_dir() for setting in settings.cache_dirs)
+    # `Path.is_dir` raises where this user may not look.
+    return any(os.access(f"{setting.path}/{settings.source_id}/.", os.F_OK) for setting in settings.cache_dirs)
 
 
 def is_passing(error: LuxError) -> bool:

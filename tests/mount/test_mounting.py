@@ -528,6 +528,21 @@ def test_what_fusermount3_says_is_shown(mounting: Mounts, s3: FastS3, bucket: st
     assert "option allow_other only allowed if 'user_allow_other' is set in /etc/fuse.conf" in said
 
 
+@pytest.mark.usefixtures("plain_user")
+def test_what_is_closed_to_a_plain_user_is_told_in_one_line(
+    mounting: Mounts, s3: FastS3, bucket: str, tmp_path: Path
+) -> None:
+    closed = tmp_path / "closed"
+    closed.mkdir(0o700)
+    mount = mounting.make(f"s3://{bucket}", "--cache-dir", f"{closed}/cache", endpoint_url=s3.endpoint, plain_user=True)
+    assert_fails(mount, f"--cache-dir {closed}/cache", "Permission denied; give a directory that can be written")
+    done = mount.cli(
+        "doctor", f"s3://{bucket}", "--endpoint-url", s3.endpoint, "--cache-dir", f"{closed}/cache", "--read-only"
+    )
+    assert (done.returncode, done.stderr) == (1, "")
+    assert re.search(rf"^FAIL +cache +{closed}/cache on .*: Permission denied\n +-> make ", done.stdout, re.MULTILINE)
+
+
 def test_sighup_opens_the_log_anew(mounting: Mounts, s3: FastS3, bucket: str) -> None:
     mount = mounting(f"s3://{bucket}", endpoint_url=s3.endpoint)
     path = mount.directory() / "daemon.log"

@@ -50,7 +50,7 @@ def _check_directory(
         yield fail(name, f"{path} is on a luxfuse mount", f"choose a local disk with {option}")
         return
     there = existing(Path(real))
-    if not there.is_dir():
+    if not os.access(there / ".", os.F_OK):
         yield fail(name, f"{path} cannot be made: {there} is no directory", f"choose another with {option}")
         return
     kind = f"{path} on {mount.fstype}"
@@ -68,8 +68,8 @@ def _check_directory(
 
 
 def existing(path: Path) -> Path:
-    """Return the directory itself, or the nearest one above it that exists."""
-    while not path.exists() and path != path.parent:
+    """Return the directory itself, or the nearest one above it that exists, as far as this user may look."""
+    while not os.access(path, os.F_OK) and path != path.parent:
         path = path.parent
     return path
 

@@ -6,7 +6,6 @@ import base64
 import os
 from collections.abc import Callable, Mapping
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import obstore.store
@@ -241,7 +240,7 @@ def _gcs(location: Location, config: dict[str, Any]) -> dict[str, Any]:
     if source == "anon":
         config["skip_signature"] = True
     elif source and source != "google_default":
-        if not Path(source).is_file():
+        if not os.access(source, os.R_OK):
             raise ConfigError("storage option token: write the path of a JSON key file, google_default or anon")
         config.setdefault("service_account", source)
     return config

@@ -158,7 +158,7 @@ class S3Access:
                 session = botocore.session.Session(profile=self._options.get("profile"))
                 session.get_config_variable("region")  # reads the files
             except botocore.exceptions.BotoCoreError as exc:
-                raise NoCredentials(f"s3://{self._bucket}: {_one_line(exc)}") from None
+                raise NoCredentials(_one_line(exc)) from None
             self._botocore = session
         return self._botocore
 
@@ -196,7 +196,7 @@ class S3Access:
             if not found:  # a program may be run, or a service asked, already to find them
                 first = self._assumed_role(session) if self._options.get("role_arn") else session.get_credentials()
                 if first is None:
-                    raise NoCredentials(f"s3://{self._bucket}: no credentials found in: {CREDENTIAL_PLACES['s3']}")
+                    raise NoCredentials(f"no credentials found in: {CREDENTIAL_PLACES['s3']}")
                 credentials.origin = place_of(first.method, session.profile)
                 found.append(first)
             frozen = found[0].get_frozen_credentials()
@@ -223,7 +223,7 @@ class S3Access:
         key, secret = self._option("key"), self._option("secret")
         source = aws.Credentials(key, secret, self._option("token")) if key else session.get_credentials()
         if source is None:
-            raise NoCredentials(f"s3://{self._bucket}: no credentials found to assume the role with, in: "
+            raise NoCredentials("no credentials found to assume the role with, in: "
                                 f"{CREDENTIAL_PLACES['s3']}")  # fmt: skip
         fetcher = aws.AssumeRoleCredentialFetcher(session.create_client, source, role, extra_args=named)
         return aws.DeferredRefreshableCredentials(fetcher.fetch_credentials, "assume-role")
