@@ -29,7 +29,7 @@ def attach(
     *,
     settings: Mapping[str, Any],
 ) -> int:
-    """Show SOURCE at PATH inside a mount, now and at every later mount. Other options are as for the mount."""
+    """Show SOURCE at PATH inside a mount, now and later. Other options are as for the mount."""
     chosen = building.for_attached(settings, parse_options(options or []))
     source = building.checked_source(source)
     record, inside = _inside(path)
@@ -49,7 +49,7 @@ def detach(
         typer.Option("--force", help="At once: open files fail, and changes are left to the next attach of the source."),
     ] = False,
 ) -> int:
-    """Bring what was written there to its under-store, and take that out of the mount, now and for later mounts."""
+    """Take an attached SOURCE out of a mount, now and for later mounts. What was written there is brought to it before."""
     record, inside = _inside(path)
     try:
         with Display(path) as display:

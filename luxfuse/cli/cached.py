@@ -56,7 +56,7 @@ def _freed(step: Mapping[str, Any]) -> str:
 def locate(
     paths: Annotated[list[str], typer.Argument(help="Files and directories in a mount.")], as_json: AsJson = False
 ) -> int:
-    """Show which pages of a file are where; of a directory, how much is cached in which tier."""
+    """Show what is cached where. Of a file its pages, of a directory sums."""
     found = []
     for record, inside in by_mount(paths):
         try:

@@ -24,7 +24,7 @@ def check(
     ] = False,
     as_json: AsJson = False,
 ) -> int:
-    """Compare everything in the cache with its checksums and records, behind what programs read."""
+    """Compare all that is cached with its checksums and records. Programs come first."""
     record = mount_at(mountpoint)
     step: dict[str, Any] = {}
     try:

@@ -36,7 +36,7 @@ def status(
     mountpoint: Annotated[str | None, typer.Argument(help="One mount; if left out, the one that is in a cluster.")] = None,
     as_json: AsJson = False,
 ) -> int:
-    """Show the nodes of a cluster as a mount on this machine sees them."""
+    """Show the nodes of a cluster as a mount here sees them."""
     document = _status_of(mountpoint)
     if as_json:
         print_json({name: document.get(name) for name in ("mountpoint", "node", "peers")})

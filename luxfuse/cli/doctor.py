@@ -52,7 +52,7 @@ def doctor(
     *,
     settings: Mapping[str, Any],
 ) -> int:
-    """Check this machine, a store, or a mount, and say what to do about what is wrong.
+    """Check this machine, a store or a mount. Say what to do about what is wrong.
 
     The store is asked as a mount with these flags would ask it; what may be done in the bucket is tried under a name
     of its own, .luxfuse-doctor-..., and removed again, unless --read-only. Exit status 1: something does not work.

@@ -59,7 +59,7 @@ def export(
     *,
     settings: Mapping[str, Any],
 ) -> int:
-    """Write a manifest: names, sizes, versions, times and what is known of attributes."""
+    """Write a manifest of a mount or of a source. It has names, sizes, versions, times and what is known of attributes."""
     if "://" in what or registry.find(state_root(), what) is None:
         return _export_source(what, file, parse_options(options or []), settings)
     if options or settings:
@@ -90,7 +90,7 @@ def import_(
     file: Annotated[str, typer.Argument(help="A manifest, made by: luxfuse index export.")],
     path: Annotated[str, typer.Argument(help="A mount of the same source, or a path in it.")],
 ) -> int:
-    """Take up the names of a manifest, as what the store said when it was made; what is known better here stays."""
+    """Take up the names of a manifest. They are what the store said when it was made; what is known better here stays."""
     record, step = _asked(path, file, ControlClient.import_index)
     skipped = f"; {_directories(step['skipped'])} known better here"
     print(f"{record.mountpoint}: {_counted(step)} taken up{skipped if step['skipped'] else ''}")

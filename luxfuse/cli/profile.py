@@ -25,7 +25,7 @@ def profile(
     seconds: Annotated[float, typer.Option("--seconds", help="How long to watch; Ctrl-C ends it earlier.")] = USUAL_S,
     as_json: AsJson = False,
 ) -> int:
-    """Watch a job for a while; say where the time of its requests went, and what to change."""
+    """Say where the time of a job's requests goes, and what to change. Watches it for a while."""
     if not 0 < seconds <= MOST_S:
         raise UsageError(f"--seconds: must be more than 0, and at most {MOST_S:g}")
     record = mount_at(mountpoint)
@@ -51,10 +51,12 @@ def profile(
     print(f"{record.mountpoint}: watched for {watched_s:.1f} s: {requests} of {whose}, {found.total_s:.2f} s in sum")
     if found.dropped:
         print(f"  {format_count(found.dropped, 'request')} more came too fast to be looked at")
-    print("what they waited for:")
+    if found.requests:
+        print("what they waited for:")
     for cause, each_s in _longest(found.causes):
         print(f"  {cause:<32} {each_s:9.3f} s  {found.share(cause):5.0%}")
-    print("by kind:")
+    if found.requests:
+        print("by kind:")
     for kind, times in sorted(found.kinds.items(), key=lambda item: -item[1].sum_s):
         p95 = times.quantile(0.95) or 0.0
         print(f"  {kind:<24} {times.count:7d}  {times.sum_s:9.3f} s, mean {_ms(times.sum_s / times.count)}, p95 {_ms(p95)}")

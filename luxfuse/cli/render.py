@@ -46,6 +46,16 @@ def _console() -> Console:
     return Console(highlight=False, width=None if sys.stdout.isatty() else 10_000)
 
 
+def _print(console: Console, table: Table) -> None:
+    """Print a table; in a pipe or file without the spaces that fill its last column up."""
+    if console.is_terminal:
+        console.print(table)
+        return
+    with console.capture() as captured:
+        console.print(table)
+    print("\n".join(line.rstrip() for line in captured.get().splitlines()))
+
+
 def _style(state: str) -> str:
     return f"[{_STATE_STYLES.get(state, 'bold')}]{escape(state)}[/]"
 
@@ -59,7 +69,7 @@ def show_status(status: Mapping[str, Any]) -> None:
     table.add_column()
     for name, text in _rows(status):
         table.add_row(f"  {name}", text)
-    console.print(table)
+    _print(console, table)
 
 
 def _rows(status: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -140,7 +150,8 @@ def _opens(status: Mapping[str, Any]) -> str:
 
 def _understore(status: Mapping[str, Any]) -> str:
     store = status.get("understore", {})
-    counts = ", ".join(f"{store[name]} {name}" for name in ("gets", "heads", "lists", "puts", "deletes") if store.get(name))
+    kinds = ("get", "head", "list", "put", "delete")
+    counts = ", ".join(format_count(store[f"{kind}s"], kind) for kind in kinds if store.get(f"{kind}s"))
     state = "" if store.get("state", "ok") == "ok" else f", [yellow]{escape(str(store['state']))}[/]"
     traffic = f"{format_size(store.get('get_bytes', 0))} received"
     if store.get("put_bytes"):
@@ -223,7 +234,7 @@ def show_list(rows: Sequence[Mapping[str, Any]], now: float) -> None:
         up = format_age(max(0.0, now - row["started_at"])) if row["state"] == "running" else "-"
         state = _style(row["state"])
         table.add_row(escape(row["mountpoint"]), escape(row["source"]), state, str(row["pid"]), up, row["version"])
-    _console().print(table)
+    _print(_console(), table)
 
 
 def show_cluster(node: Mapping[str, Any], peers: Sequence[Mapping[str, Any]]) -> None:
@@ -243,4 +254,4 @@ def show_cluster(node: Mapping[str, Any], peers: Sequence[Mapping[str, Any]]) ->
             str(peer["entries"]),
             str(len(peer["sources"])),
         )
-    _console().print(table)
+    _print(_console(), table)

@@ -97,7 +97,7 @@ def metrics(mountpoint: Annotated[str, typer.Argument(help="Where it is mounted.
 
 
 def refresh(paths: Annotated[list[str], typer.Argument(help="Files or directories in a mount.")]) -> int:
-    """Forget what is known of the paths, so that changes made in the bucket show at once."""
+    """Look again in the bucket. So changes made there show at once."""
     any_failed = False
     for record, inside_paths in by_mount(paths):
         try:
@@ -111,7 +111,7 @@ def refresh(paths: Annotated[list[str], typer.Argument(help="Files or directorie
 
 
 def reload(mountpoint: Annotated[str, typer.Argument(help="Where it is mounted.")]) -> int:
-    """Take up the changed configuration file of a mount; a bad one is refused, and the old one stays."""
+    """Take up the changed configuration file of a mount. A bad one is refused, and the old one stays."""
     record = mount_at(mountpoint)
     try:
         changed = ControlClient(record.socket_path, _REFRESH_DEADLINE_S).reload()
@@ -124,7 +124,7 @@ def reload(mountpoint: Annotated[str, typer.Argument(help="Where it is mounted."
 
 
 def persist(paths: Annotated[list[str], typer.Argument(help="Files or directories in a mount.")]) -> int:
-    """Bring what was written at and below the paths to the under-store, and wait until it is there."""
+    """Wait until what is at and below the paths is in the under-store."""
     from luxfuse.cli.progress import Display
 
     any_failed = False

@@ -20,7 +20,7 @@ Paths = Annotated[list[str], typer.Argument(help="Files and directories in a mou
 
 
 def pin(paths: Paths) -> int:
-    """Keep what is cached of the paths, now and later, from being evicted."""
+    """Keep what is cached of the paths, now or later."""
     return _order("pin", paths, lambda client, inside: client.pin(inside))
 
 
@@ -37,7 +37,7 @@ def ttl(
     ] = "free",
     yes: Annotated[bool, typer.Option("--yes", help="Really let files be deleted.")] = False,
 ) -> int:
-    """Drop what is cached of a path so long after it was fetched; or delete files so long after their last change."""
+    """Drop what is cached of a path, or delete files, after some time. Counts from when it came, or they last changed."""
     if action not in ("free", "delete"):
         raise UsageError(f"--action {action}: write free or delete")
     try:
@@ -60,7 +60,7 @@ def replicate(
     most: Annotated[int | None, typer.Option("--max", min=1, max=MOST_COPIES, metavar="N", help="At most.")] = None,
     off: Annotated[bool, typer.Option("--off", help="End the rules of the paths.")] = False,
 ) -> int:
-    """Have what is cached of the paths held by so many nodes of the cluster, now and later.
+    """Have so many nodes hold what is cached of paths, now and later.
 
     Nothing is loaded for it: copies are made of what some node has cached. To begin with all of it, run luxfuse load first.
     """

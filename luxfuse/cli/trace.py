@@ -16,7 +16,8 @@ from luxfuse.cli.report import AsJson, print_json
 from luxfuse.cli.targets import by_mount, failed
 from luxfuse.control.client import ControlClient, DaemonRefused, DaemonUnreachable
 from luxfuse.control.registry import MountRecord
-from luxfuse.core.tallies import Tallies, Tally, names_of, sources_of
+from luxfuse.core.printing import printable
+from luxfuse.core.tallies import OPERATIONS, Tallies, Tally, names_of, sources_of
 from luxfuse.core.units import format_count, format_size
 
 DEADLINE_S = 30.0
@@ -52,6 +53,9 @@ def trace(
     """Show what programs ask of a mount, as it is answered. What the kernel reads in passthrough shows as opens."""
     if seconds is not None and not 0 < seconds <= MOST_S:
         raise UsageError(f"--seconds: must be more than 0, and at most {MOST_S:g}")
+    for name in operation or []:
+        if name not in OPERATIONS:
+            raise UsageError(f"--op: {printable(name)} is none of {', '.join(sorted(OPERATIONS))}")
     ((record, (inside,)),) = by_mount([path])
     files, programs, total, dropped = Tallies(), Tallies(), Tally(), 0
     for batch in batches(record, inside, pid, seconds):
@@ -128,7 +132,8 @@ def _text(tally: Tally) -> str:
 
 
 def _print(what: str, tallies: Tallies) -> None:
-    print(f"by {what}:")
+    if tallies.by_name:
+        print(f"by {what}:")
     for name, tally in tallies.longest(SHOWN):
         print(f"  {name}: {_text(tally)}")
     if len(tallies.by_name) > SHOWN:

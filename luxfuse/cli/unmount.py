@@ -45,7 +45,7 @@ def unmount(
         bool, typer.Option("--force", help="End everything now; open files fail, changes are left to the next mount.")
     ] = False,
 ) -> int:
-    """Bring what was written to the under-store, unmount, and wait until the daemon has ended."""
+    """Bring what was written to the under-store, and unmount. Waits until the daemon has ended."""
     where = mounts.resolve(mountpoint)
     state_dir = state_root()
     record = registry.at(state_dir, where)

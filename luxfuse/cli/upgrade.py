@@ -26,7 +26,7 @@ POLL_S = 0.05
 
 
 def upgrade(mountpoint: Annotated[str, typer.Argument(help="Where it is mounted.")]) -> int:
-    """Let this luxfuse go on where another one, or an older state of this one, serves; programs notice a pause at most."""
+    """Let this luxfuse go on with a mount of another one. Programs notice a pause at most."""
     record = mount_at(mountpoint)
     _leave(record)
     new = _await_other(record)

@@ -12,6 +12,12 @@ KERNEL = "kernel"
 """The source of what is read in passthrough: the size of a file counts at each open, as nobody sees the reads."""
 QUEUE = "the queue of the daemon"
 READS = frozenset({"open", "read"})
+OPERATIONS = frozenset({
+    "lookup", "getattr", "setattr", "readlink", "getxattr", "listxattr", "setxattr", "removexattr", "opendir", "readdir",
+    "fsyncdir", "open", "create", "read", "write", "flush", "fsync", "fallocate", "mkdir", "mknod", "symlink", "link",
+    "unlink", "rmdir", "rename",
+})  # fmt: skip
+"""What a trace tells of, as the kernel's protocol has it."""
 MOST_NAMES = 100_000
 OTHERS = "(others)"
 

@@ -76,6 +76,7 @@ def test_from_mount_to_unmount(luxfuse: Run, tmp_path: Path) -> None:
 
     shown = luxfuse("status", where)
     assert shown.code == 0
+    assert not [line for line in shown.out.splitlines() if line != line.rstrip()]
     for text in (
         "serving", "up 1 h 1 min", "passthrough", "512.0 MiB of 1.0 GiB (50 %)", "5 gets", "1 failed",
         "about 0.0123 EUR since the mount",
@@ -471,6 +472,17 @@ def test_live_stats_end_cleanly(state: Path, luxfuse: Run, tmp_path: Path) -> No
     _, err = process.communicate(timeout=120)
     os.close(master)
     assert (process.returncode, err) == (0, b"")
+
+
+def test_a_manifest_of_a_source_that_cannot_be_made(luxfuse: Run, tmp_path: Path) -> None:
+    there, missing = tmp_path / "there", tmp_path / "missing"
+    there.mkdir()
+    assert (
+        luxfuse("index", "export", f"file://{there}", missing / "m").line
+        == f"luxfuse: {missing}/m: No such file or directory"
+    )
+    assert "missing" in luxfuse("index", "export", f"file://{missing}", tmp_path / "m").line
+    assert not (tmp_path / "m").exists()
 
 
 def test_output_that_cannot_be_written(luxfuse: Run, monkeypatch: pytest.MonkeyPatch) -> None:

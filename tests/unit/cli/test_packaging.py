@@ -5,11 +5,14 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 
-from luxfuse.cli import main
+from luxfuse.cli import command_line, main
 from luxfuse.cli.options import parse_options
 from tests.support import reference
 
@@ -110,3 +113,16 @@ def test_shells_complete_commands_and_options(shell: str, monkeypatch: pytest.Mo
     assert "--json" in ask("complete", **SHELLS[shell])
     shorter = {name: value.replace("doctor --js", "unm") for name, value in SHELLS[shell].items()}
     assert "unmount" in ask("complete", **{**shorter, "COMP_CWORD": "1"})
+
+
+def test_the_list_of_commands_cuts_nothing_off() -> None:
+    """It has 80 columns where it does not go to a terminal."""
+
+    def cut(group: Any, path: str) -> Iterator[str]:
+        for name, command in group.commands.items():
+            if command.get_short_help_str(80 - 6 - max(map(len, group.commands))).endswith("..."):
+                yield f"{path} {name}"
+            if hasattr(command, "commands"):
+                yield from cut(command, f"{path} {name}")
+
+    assert list(cut(typer.main.get_command(command_line.all_commands()), "luxfuse")) == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import time
 from collections.abc import Iterator, Mapping
@@ -15,6 +16,9 @@ from luxfuse.cli import main, profile, trace
 from luxfuse.cli.trace import line_of
 from luxfuse.control.registry import MountRecord
 from luxfuse.core import tallies
+from luxfuse.core.tallies import OPERATIONS
+from luxfuse.fuse import accesses
+from luxfuse.fuse.operations import Operations
 from tests.unit.control.samples import sample_status
 
 DOCUMENT = Path(__file__).parents[3] / "luxfuse/docs/MONITORING.md"
@@ -115,6 +119,27 @@ def test_a_trace_shows_what_was_asked_for(daemon: type[Daemon], capsys: pytest.C
     assert run(capsys, "trace", "/mnt/bucket", "--op", "read", "--op", "open")[0].count("\n") == 3
     out, err = run(capsys, "trace", "/mnt/bucket", "--json")
     assert ([json.loads(line) for line in out.splitlines()], err) == (EXAMPLES, "")
+
+
+def test_a_kind_of_request_that_there_is_not_is_refused(daemon: type[Daemon], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.guard(lambda: main.run(["trace", "/mnt/bucket", "--op", "open", "--op", "reads"])) == 2
+    _, err = capsys.readouterr()
+    assert err.startswith("luxfuse: --op: reads is none of create, fallocate, ")
+    assert err.count("\n") == 1
+    assert daemon.asked == []
+
+
+def test_the_kinds_of_requests_are_those_of_the_kernel() -> None:
+    answered = {name for name, each in vars(Operations).items() if inspect.iscoroutinefunction(each) and name[0] != "_"}
+    assert answered - accesses.SILENT == OPERATIONS
+
+
+def test_of_nothing_there_is_nothing_to_sum_up(daemon: type[Daemon], capsys: pytest.CaptureFixture[str]) -> None:
+    daemon.batches = [batch()]
+    assert run(capsys, "trace", "/mnt/bucket", "--summary")[0] == "all: 0 requests, 0 opens, 0 us in sum\n"
+    assert [line.rstrip() for line in run(capsys, "profile", "/mnt/bucket")[0].splitlines()[1:]] == [
+        "what to change:", "  - nothing was asked of the mount: run this while the job is at work",
+    ]  # fmt: skip
 
 
 def test_a_trace_ends_by_itself(daemon: type[Daemon], capsys: pytest.CaptureFixture[str]) -> None:
