@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import shutil
 import stat
 import tempfile
@@ -49,6 +50,17 @@ def new_bucket(server: FastS3) -> str:
     name = f"bucket-{next(_serial)}"
     (server.root / name).mkdir(parents=True)
     return name
+
+
+@pytest.fixture
+def memory() -> Iterator[Path]:
+    """A directory on a tmpfs."""
+    if not os.access("/dev/shm", os.W_OK):
+        pytest.skip("needs /dev/shm")
+    # Named before `mounting` in a test: it is removed after the mount has ended.
+    path = Path(tempfile.mkdtemp(prefix="luxfuse-tier-", dir="/dev/shm"))
+    yield path
+    shutil.rmtree(path, ignore_errors=True)
 
 
 @pytest.fixture

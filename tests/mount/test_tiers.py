@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import os
 import random
-import shutil
 import signal
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,17 +14,6 @@ from tests.support.fast_s3 import FastS3
 from tests.support.mounted import MIB, Mount, Mounts, content, digest, wait_for
 
 KIB = 1 << 10
-
-
-@pytest.fixture
-def memory() -> Iterator[Path]:
-    """A directory on a tmpfs."""
-    if not os.access("/dev/shm", os.W_OK):
-        pytest.skip("needs /dev/shm")
-    # Named before `mounting` in a test: it is removed after the mount has ended.
-    path = Path(tempfile.mkdtemp(prefix="luxfuse-tier-", dir="/dev/shm"))
-    yield path
-    shutil.rmtree(path, ignore_errors=True)
 
 
 def tier(mount: Mount, name: str) -> str:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,10 +17,12 @@ import pytest
 from luxfuse.control import metrics
 from luxfuse.control.client import ControlClient, DaemonRefused
 from luxfuse.control.status import Status
+from luxfuse.core.units import format_size
 from tests.support.collector import collecting
 from tests.support.fast_s3 import FastS3
 from tests.support.fault_proxy import FaultProxy
 from tests.support.mounted import Mount, Mounts, wait_for
+from tests.support.watching import Watching
 from tests.unit.control.samples import documented, fields
 
 SIZE = 100_000
@@ -106,31 +110,83 @@ def test_a_trace_tells_who_read_what_from_where(
     assert trace.dropped == only.dropped == 0
 
 
-def while_reading(mount: Mount, *command: str) -> Any:
-    """Run a command while files are read; returns what it prints as JSON."""
+TIERS = ("mem", "ssd", "hdd")
+
+
+def test_what_the_command_prints_is_what_was_done(
+    memory: Path, s3: FastS3, bucket: str, fill: Callable[..., None], mounting: Mounts, tmp_path: Path
+) -> None:
+    """Each line: whose it was, what was asked of which file, how long it took, where the bytes came from."""
+    config = tmp_path / "luxfuse.toml"
+    config.write_text("".join(f'[[path]]\npattern = "{tier}/**"\ntier = "{tier}"\n' for tier in TIERS))
+    fill({f"{tier}/file": os.urandom(4000) for tier in TIERS})
+    tiers = [f"{memory}/c,tier=mem,size=20MiB", f"{tmp_path}/hdd,tier=hdd"]
+    flags = [part for each in tiers for part in ("--cache-dir", each)]
+    mount = mounting(
+        f"s3://{bucket}", *flags, "--config", str(config), endpoint_url=s3.endpoint, options={"passthrough": "off"}
+    )
+    whose = rf"^\d\d:\d\d:\d\d\.\d{{3}} \S+\[\d+\] uid {os.getuid()}"
+    took = r"\d[\d.]* (us|ms|s)(, .* in the queue)?"
+    with Watching(mount) as watching:
+        for tier in TIERS:
+            mount.read(f"{tier}/file")
+            watching.wait_for(f"{whose} open {tier}/file {took}, dataplane, 3.9 KiB from store")
+            watching.wait_for(f"{whose} read {tier}/file 0\\+4000 {took}, dataplane, 3.9 KiB from {tier}")
+        mount.do("os.mkdir", f"{mount.path}/made")
+        assert mount.error("os.rmdir", f"{mount.path}/ssd") == "ENOTEMPTY"
+        mount.do("os.rename", f"{mount.path}/ssd/file", f"{mount.path}/made/here")
+        watching.wait_for(f"{whose} mkdir made {took}")
+        watching.wait_for(f"{whose} rmdir ssd {took}, ENOTEMPTY")
+        watching.wait_for(f"{whose} rename ssd/file -> made/here {took}")
+        assert watching.found(f"{whose} lookup is it watched {took}.*, ENOENT")
+
+
+def while_reading(mount: Mount, names: Iterable[str], *command: str) -> str:
+    """Run a command while files are read, one after the other; returns what it prints."""
     with ThreadPoolExecutor(1) as pool:
-        ran = pool.submit(mount.cli, *command, str(mount.path), "--json", "--seconds", "2", check=True)
-        while not ran.done():
-            for name in ("0", "1", "2"):
-                mount.read(name)
-    return json.loads(ran.result().stdout)
+        ran = pool.submit(mount.cli, *command, str(mount.path), "--seconds", "2", check=True)
+        for name in names:
+            if ran.done():
+                break
+            mount.read(name)
+    return ran.result().stdout
+
+
+def line_in(text: str, pattern: str) -> tuple[str, ...]:
+    """The groups of the line that a pattern matches the beginning of."""
+    found = re.search(f"^{pattern}", text, re.MULTILINE)
+    assert found, text
+    return found.groups()
 
 
 def test_sums_and_a_profile(bucket: str, fill: Callable[..., None], mounting: Mounts, proxy: FaultProxy) -> None:
-    fill({f"{n}": os.urandom(SIZE) for n in range(3)})
+    size, names = 10_000, [str(n) for n in range(600)]  # enough for a command that takes a minute to begin
+    fill({name: os.urandom(size) for name in names})
     mount = mounting(f"s3://{bucket}", endpoint_url=proxy.endpoint)
+    mount.do("list", str(mount.path))
     proxy.set(latency_s=0.1)
-    profile = while_reading(mount, "profile")
+    profile = while_reading(mount, names, "profile")
     proxy.set(latency_s=0.0)
-    assert profile["requests"] >= 3
-    assert profile["processes"] >= 1
-    assert profile["causes"]["the store"] > 0.1
-    assert any("is the first read of data" in line for line in profile["advice"]), profile
-    sums = while_reading(mount, "trace", "--summary")
-    assert set(sums["files"]) >= {"0", "1", "2"}
-    assert sums["files"]["0"]["read_bytes"] == {"kernel": SIZE * sums["files"]["0"]["opens"]}
-    (program,) = [name for name in sums["programs"] if name.startswith("python")]
-    assert sums["programs"][program]["opens"] == sums["total"]["opens"] >= 3
+    requests, processes = map(int, line_in(profile, r".*: watched for [\d.]+ s: (\d+) requests of (\d+) process"))
+    assert processes >= 1
+    assert float(line_in(profile, r"  the store +([\d.]+) s +\d+%$")[0]) > 0.1
+    (fetched,) = map(int, line_in(profile, r"  opens from store +(\d+) +[\d.]+ s, mean \d"))
+    assert 1 <= fetched <= requests
+    assert line_in(profile, r"bytes: .*?([\d.]+ \S+) from store") == (format_size(fetched * size),)
+    (opens,) = line_in(profile, r"(\d+) opens? in passthrough: the kernel reads")
+    assert int(opens) >= fetched
+    advice = profile.partition("what to change:\n")[2]
+    assert line_in(advice, r"  - \d+% of the time is the first read of data: (\d+) waits of \d+ ms") == (str(fetched),)
+
+    for name in names[:3]:
+        mount.read(name)
+    sums = while_reading(mount, itertools.cycle(names[:3]), "trace", "--summary")
+    for name in names[:3]:
+        opens, read = line_in(sums, rf"  {name}: \d+ requests?, (\d+) opens?, .* in sum, (.*) from kernel$")
+        assert read == format_size(int(opens) * size)
+    (total,) = line_in(sums, r"all: \d+ requests, (\d+) opens, ")
+    assert line_in(sums, r"  python\S*\[\d+\]: \d+ requests, (\d+) opens, ") == (total,)
+    assert int(total) >= 3
 
 
 def test_a_collector_of_opentelemetry_is_sent_what_the_metrics_say(bucket: str, mounting: Mounts, s3: FastS3) -> None:
