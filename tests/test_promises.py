@@ -11,6 +11,7 @@ import pytest
 
 TESTS = Path(__file__).parent
 SEMANTICS = TESTS.parent / "luxfuse/SEMANTICS.md"
+OPERATING = TESTS.parent / "luxfuse/docs/OPERATING.md"
 PROMISE = re.compile(r"^(?: *- )?\*\*([A-Z]\d+)\.\*\* ", re.MULTILINE)
 HELD_BY = "*Held by* "
 
@@ -65,3 +66,14 @@ def test_each_promise_names_tests_that_there_are(number: str, named: list[str]) 
     assert any(names_of_tests(TESTS / path)[test] for path, _, test in (name.partition("::") for name in named)), (
         f"{number}: all tests that it names are left out by default"
     )
+
+
+def test_each_failure_that_operators_are_told_of_is_promised() -> None:
+    _, _, table = OPERATING.read_text().partition("| what happens |")
+    rows = [line.strip("| ").split(" | ") for line in table.partition("\n\n")[0].splitlines()[2:]]
+    known = {number for number, _ in promises(SEMANTICS.read_text())}
+    assert len(rows) > 20
+    for row in rows:
+        named = re.findall(r"[A-Z]\d+", row[-1])
+        assert named, row
+        assert set(named) <= known, row
