@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -113,6 +115,33 @@ def test_shells_complete_commands_and_options(shell: str, monkeypatch: pytest.Mo
     assert "--json" in ask("complete", **SHELLS[shell])
     shorter = {name: value.replace("doctor --js", "unm") for name, value in SHELLS[shell].items()}
     assert "unmount" in ask("complete", **{**shorter, "COMP_CWORD": "1"})
+
+
+COMPLETED = """
+luxfuse --install-completion >&2 || exit
+source ~/.bashrc
+complete -p luxfuse
+completed() {
+    COMP_WORDS=("$@") COMP_CWORD=$(($# - 1)) COMPREPLY=()
+    _luxfuse_completion luxfuse "${COMP_WORDS[COMP_CWORD]}"
+    echo "${COMPREPLY[@]}"
+}
+completed luxfuse unm
+completed luxfuse doctor --js
+"""
+
+
+def test_bash_takes_what_is_installed_for_it(tmp_path: Path) -> None:
+    program = tmp_path / "bin/luxfuse"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -P -m luxfuse.cli.main "$@"\n')
+    program.chmod(0o755)
+    environment = {"HOME": str(tmp_path), "PATH": f"{program.parent}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+    command = ["bash", "--norc", "-c", COMPLETED]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False, cwd=tmp_path)
+    installed, *found = done.stdout.splitlines()
+    assert installed.endswith("-F _luxfuse_completion luxfuse"), done.stderr
+    assert found == ["unmount", "--json"]
 
 
 def test_the_list_of_commands_cuts_nothing_off() -> None:
