@@ -73,8 +73,8 @@ def open_driver(
 
 def release_memory() -> None:
     """Give back the memory that drivers keep for bodies of answers, and that nobody uses."""
-    if (direct := sys.modules.get("luxfuse.understore.s3.direct")) is not None:  # imported where it is needed
-        direct.release_memory()
+    if (client := sys.modules.get("luxfuse.understore.gets.client")) is not None:  # imported where it is needed
+        client.release_memory()
 
 
 def _open(

@@ -1,6 +1,6 @@
 """Whole small files, fetched many at a time by a driver that also puts them into their cache files.
 
-Few drivers can (see `understore.s3.direct`); with the others, and for all that is not simply there, callers ask as usual.
+Few drivers can (see `understore.gets`); with the others, and for all that is not simply there, callers ask as usual.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A server of objects that says by an object's key how oddly it is answered, down to the bytes of the head.
 
 Key ``KIND-NUMBER-SIZE``: ``SIZE`` bytes that count up from ``NUMBER``, in the version ``"vNUMBER"``; of a range those that
-it has. The query of a listing may end like that, too.
+it has. The query of a listing may end like that, too; any address may end with a query ``sig=``.
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ class OddGets:
                 return False
             head += part
         self.heads.append(head.decode())
-        found = re.match(r"(GET|HEAD) \S*(?:[/=]|%2F)([a-z-]+)-(\d+)-(\d+)/* ", head.decode())
+        found = re.match(r"(GET|HEAD) \S*(?:[/=]|%2F)([a-z-]+)-(\d+)-(\d+)/*(?:[?&]sig=\S*)? ", head.decode())
         assert found is not None, head
         span = re.search(r"\r\nRange: bytes=(\d+)-(\d+)\r\n", head.decode())
         asked = range(int(span[1]), int(span[2]) + 1) if span is not None else None

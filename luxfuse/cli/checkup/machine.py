@@ -55,14 +55,14 @@ def check_extensions() -> Iterator[Finding]:
             "extension", f"the part in C cannot be loaded: {exc}",
             "install gcc, pkg-config, libfuse3-dev and python3-dev, and install luxfuse again",
         )  # fmt: skip
-    if importlib.util.find_spec("luxfuse.understore.s3._gets") is None:
+    if importlib.util.find_spec("luxfuse.understore.gets._gets") is None:
         yield warn(
             "extension", "built without libcurl: small files of S3 take several times the processor time",
             "install libcurl4-openssl-dev, libssl-dev and libxxhash-dev, and install luxfuse again",
         )  # fmt: skip
         return
     try:
-        importlib.import_module("luxfuse.understore.s3._gets")
+        importlib.import_module("luxfuse.understore.gets._gets")
     except ImportError as exc:
         yield warn("extension", f"requests in C cannot be used: {exc}", "install libcurl4, or install luxfuse again")
     else:

@@ -20,6 +20,7 @@ from luxfuse.types import ABSENT, Buffer, ListPage, ObjectInfo
 from luxfuse.understore.base import Abilities, ListedPart, ListsFromKeys, OnDescribed, UnderStore, WriteSide
 from luxfuse.understore.checksums import Checksums
 from luxfuse.understore.delegated import DelegatedWrites
+from luxfuse.understore.gets.client import fetch_by, read_by
 from luxfuse.understore.locations import has_odd_segment, parse_location
 from luxfuse.understore.object_options import NO_CHECKSUM, take_object_options
 from luxfuse.understore.obstore.options import OWN_CHECKSUMS, open_store
@@ -29,7 +30,7 @@ from luxfuse.understore.properties import Properties
 from luxfuse.understore.s3.access import S3Access
 from luxfuse.understore.s3.arguments import s3_arguments
 from luxfuse.understore.s3.client import S3Client
-from luxfuse.understore.s3.direct import AS_USUAL, open_direct
+from luxfuse.understore.s3.direct import open_direct
 from luxfuse.understore.s3.native import NativeTransport
 from luxfuse.understore.s3.transport import Transport
 from luxfuse.understore.small_files import Answer, WantedFile
@@ -128,17 +129,11 @@ class ObstoreDriver(DelegatedWrites, ObstoreReads):
         return self._direct is not None
 
     def fetch_small(self, files: Sequence[WantedFile], abandoned: bytearray) -> list[Answer]:
-        direct = self._direct
-        return [AS_USUAL] * len(files) if direct is None else direct.fetch(files, abandoned)
+        return fetch_by(self._direct, files, abandoned)
 
     def read(self, key: str, start: int, end: int, version: str, *, on_described: OnDescribed | None = None) -> Buffer:
-        direct = self._direct
-        part = direct.read(key, start, end, version) if direct is not None else None
-        if part is None:
-            return super().read(key, start, end, version, on_described=on_described)
-        if on_described is not None:
-            on_described(part[0])
-        return part[1]
+        part = read_by(self._direct, key, start, end, version, on_described)
+        return super().read(key, start, end, version, on_described=on_described) if part is None else part
 
     def close(self) -> None:
         self._direct = None

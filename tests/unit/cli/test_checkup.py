@@ -86,7 +86,7 @@ def having(module: str) -> Change:
     return change
 
 
-LOWLEVEL, GETS = "luxfuse.fuse.lowlevel", "luxfuse.understore.s3._gets"
+LOWLEVEL, GETS = "luxfuse.fuse.lowlevel", "luxfuse.understore.gets._gets"
 
 
 @pytest.mark.parametrize(

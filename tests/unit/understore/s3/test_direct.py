@@ -15,11 +15,12 @@ from luxfuse.cache import disk
 from luxfuse.errors import StoreError, StoreUnavailable
 from luxfuse.tiers.directory import CacheDirectory
 from luxfuse.understore.factory import open_driver
+from luxfuse.understore.gets.client import AS_USUAL
 from luxfuse.understore.locations import parse_location
 from luxfuse.understore.object_options import take_object_options
 from luxfuse.understore.s3 import direct
 from luxfuse.understore.s3.access import S3Access
-from luxfuse.understore.s3.direct import AS_USUAL, DirectGets, refusal
+from luxfuse.understore.s3.direct import DirectGets, refusal
 from luxfuse.understore.small_files import Answer, SmallFiles, WantedFile
 from tests.support.direct import SECRETS, check_signature, headers_of, opened
 from tests.support.front import certificate_authority, front

@@ -59,7 +59,8 @@ def full_listener() -> Iterator[FullListener]:
 
 def pool_of(host: str) -> Any:
     return direct._gets.Pool(
-        url=f"http://{host}/bucket", path="/bucket", host=host, region="us-east-1", agent="test", bundle="/dev/null",
+        url=f"http://{host}/bucket", path="/bucket", host=host, region="us-east-1", condition="If-Match",
+        version="etag", metadata="x-amz-meta-", agent="test", bundle="/dev/null",
         connect_ms=CONNECT_MS, timeout_ms=10_000, silence_s=10, most=8,
     )  # fmt: skip
 

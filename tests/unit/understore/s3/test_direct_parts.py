@@ -14,8 +14,9 @@ from luxfuse.core.vain import VAIN_MOST
 from luxfuse.errors import NotFound, StoreUnavailable, VersionChanged
 from luxfuse.types import PAGE_BYTES
 from luxfuse.understore.factory import open_driver, release_memory
+from luxfuse.understore.gets.client import AS_USUAL
 from luxfuse.understore.s3 import direct
-from luxfuse.understore.s3.direct import AS_USUAL, DirectGets
+from luxfuse.understore.s3.direct import DirectGets
 from luxfuse.understore.small_files import WantedFile
 from tests.support.direct import SECRETS, check_signature, headers_of, opened
 from tests.support.odd_gets import MODIFIED_S, OddGets, body_of

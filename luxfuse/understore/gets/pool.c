@@ -80,6 +80,7 @@ static bool begin(struct batch *b)
 	s->get = g;
 	s->judged = s->fits = false;
 	s->received = 0;
+	s->answer.target = b->pool->target;
 	answer_begin(&s->answer);
 	b->under_way++;
 	const bool any = g->kind == GET_ANY;

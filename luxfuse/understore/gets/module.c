@@ -1,13 +1,14 @@
-/* Python's side of the direct GETs: the module `luxfuse.understore.s3._gets`.
+/* Python's side of the direct GETs: the module `luxfuse.understore.gets._gets`.
  *
- *   pool = Pool(url, path, host, region, agent, bundle, connect_ms, timeout_ms, silence_s, most)
+ *   pool = Pool(url, path, host, region, condition, version, metadata, agent, bundle, connect_ms, timeout_ms, silence_s, most)
  *   pool.fetch(files, credentials, abandoned)
  *   pool.read(key, version, start, size, credentials)
  *   pool.head(key, credentials), pool.list(query, credentials)
  *   pool.request(method, key, query, headers, hash, body, credentials)
  *
- * `files` are tuples (key, version, size, cache file or None, whether that stays open), `credentials` None or (access, secret,
- * token or None), `abandoned` one byte that becomes 1 when nobody waits any more. The answer has a tuple for each file:
+ * `files` are tuples (key, version, size, cache file or None, whether that stays open), `credentials` None, (access, secret, token
+ * or None) or (query or None, headers), `abandoned` one byte that becomes 1 when nobody waits any more. Headers are lines
+ * "name: value". The answer has a tuple for each file:
  * (outcome, status, code, seconds, body, modified_s, metadata, checksums, stamp_ns, file number, descriptor, errno, opened).
  * `read` answers (outcome, status, code, seconds, body, size of the object, modified_s, metadata), where the body is a buffer that
  * has `checksums`, one for each page from its start on; its memory is used again when nobody refers to it (bodies.c).
@@ -25,7 +26,7 @@
 #include <unistd.h>
 
 #define MOST_FILES 64
-#define TEXTS 6
+#define TEXTS 9
 
 typedef struct {
 	PyObject_HEAD
@@ -51,12 +52,13 @@ static void py_dealloc(PyObject *self)
 
 static PyObject *py_new(PyTypeObject *type, PyObject *args, PyObject *named)
 {
-	static char *names[] = { "url", "path", "host", "region", "agent", "bundle", "connect_ms", "timeout_ms", "silence_s",
-				 "most", NULL };
+	static char *names[] = { "url", "path", "host", "region", "condition", "version", "metadata", "agent", "bundle",
+				 "connect_ms", "timeout_ms", "silence_s", "most", NULL };
 	const char *given[TEXTS];
 	struct target t;
-	if (!PyArg_ParseTupleAndKeywords(args, named, "sssssslllI:Pool", names, &given[0], &given[1], &given[2], &given[3],
-					 &given[4], &given[5], &t.connect_ms, &t.timeout_ms, &t.silence_s, &t.most))
+	if (!PyArg_ParseTupleAndKeywords(args, named, "ssssssssslllI:Pool", names, &given[0], &given[1], &given[2], &given[3],
+					 &given[4], &given[5], &given[6], &given[7], &given[8], &t.connect_ms, &t.timeout_ms,
+					 &t.silence_s, &t.most))
 		return NULL;
 	Pool *p = (Pool *)type->tp_alloc(type, 0);
 	if (!p)
@@ -68,8 +70,11 @@ static PyObject *py_new(PyTypeObject *type, PyObject *args, PyObject *named)
 	t.path = p->texts[1];
 	t.host = p->texts[2];
 	t.region = p->texts[3];
-	t.agent = p->texts[4];
-	t.bundle = p->texts[5];
+	t.condition = p->texts[4];
+	t.version = p->texts[5];
+	t.metadata = p->texts[6];
+	t.agent = p->texts[7];
+	t.bundle = p->texts[8];
 	p->target = t;
 	if (!done || !(p->pool = pool_open(&p->target))) {
 		Py_DECREF(p);
@@ -207,7 +212,7 @@ static PyObject *py_fetch(PyObject *self, PyObject *args)
 	if (!PyArg_ParseTuple(args, "OOy*:fetch", &given, &secrets, &abandoned))
 		return NULL;
 	PyObject *results = NULL, *files = NULL;
-	if (secrets != Py_None && !PyArg_ParseTuple(secrets, "ssz", &c.access, &c.secret, &c.token))
+	if (!take_credentials(secrets, &c))
 		goto end;
 	if (abandoned.len != 1) {
 		PyErr_SetString(PyExc_ValueError, "one byte says whether the batch is abandoned");
@@ -228,11 +233,8 @@ static bool ask(PyObject *self, PyObject *secrets, struct get *g)
 	static const uint8_t wanted = 0;
 	struct credentials c = { 0 };
 	bool done;
-	if (secrets != Py_None && (!PyTuple_Check(secrets) || !PyArg_ParseTuple(secrets, "ssz", &c.access, &c.secret, &c.token))) {
-		if (!PyErr_Occurred())
-			PyErr_SetString(PyExc_TypeError, "credentials are a tuple");
+	if (!take_credentials(secrets, &c))
 		return false;
-	}
 	Py_BEGIN_ALLOW_THREADS
 	done = pool_get(((Pool *)self)->pool, &c, g, 1, &wanted);
 	Py_END_ALLOW_THREADS
@@ -308,23 +310,6 @@ static PyObject *py_list(PyObject *self, PyObject *args)
 	return result;
 }
 
-static bool take_lines(PyObject *given, struct said *said)
-{
-	const Py_ssize_t count = PyTuple_GET_SIZE(given);
-	if (count >= HEADERS) {
-		PyErr_SetString(PyExc_ValueError, "too many headers");
-		return false;
-	}
-	for (Py_ssize_t i = 0; i < count; i++)
-		if (!PyArg_Parse(PyTuple_GET_ITEM(given, i), "s", &said->lines[i]))
-			return false;
-		else if (!strstr(said->lines[i], ": ") || strpbrk(said->lines[i], "\r\n")) {
-			PyErr_SetString(PyExc_ValueError, "no header");
-			return false;
-		}
-	return true;
-}
-
 static PyObject *py_request(PyObject *self, PyObject *args)
 {
 	struct said said = { 0 };
@@ -336,7 +321,7 @@ static PyObject *py_request(PyObject *self, PyObject *args)
 		return NULL;
 	said.data = data.len ? data.buf : "";
 	said.data_bytes = (size_t)data.len;
-	if (take_lines(lines, &said) && ask(self, secrets, &g)) {
+	if (take_lines(lines, said.lines, HEADERS - 1) && ask(self, secrets, &g)) {
 		if (g.outcome != GET_DONE)
 			result = result_of(&g, NULL);
 		else
@@ -365,7 +350,7 @@ static PyType_Slot pool_slots[] = {
 	{ 0, NULL },
 };
 
-static PyType_Spec pool_spec = { "luxfuse.understore.s3._gets.Pool", sizeof(Pool), 0, Py_TPFLAGS_DEFAULT, pool_slots };
+static PyType_Spec pool_spec = { "luxfuse.understore.gets._gets.Pool", sizeof(Pool), 0, Py_TPFLAGS_DEFAULT, pool_slots };
 
 static PyObject *py_release(PyObject *self, PyObject *none)
 {

@@ -1,8 +1,8 @@
 /* The head of an answer: its lines are taken one by one, and then it is asked whether that is the object, or the part of it.
  *
- * Only the plainest answer is: all of it as a range, or without one, or the very range of the part; the very ETag that was
- * asked for, the right length, not in pieces, a time of the last change, and user metadata in ASCII. A server may have reasons for anything else, but
- * then it is the other client that has to understand it. A description, the answer to a HEAD, is judged in the same way.
+ * Only the plainest answer is: all of it as a range, or without one, or the very range of the part; the very version that was
+ * asked for, the right length, not in pieces, a time of the last change, and user metadata in ASCII. A server may have
+ * reasons for anything else, but then it is the other client that has to understand it. A description, the answer to a HEAD, is judged in the same way.
  */
 #include "gets.h"
 
@@ -112,8 +112,8 @@ static void take_time(struct answer *a, const char *value, size_t length)
 
 void answer_line(struct answer *a, const char *line, size_t length)
 {
-	static const char prefix[] = "x-amz-meta-";
-	const size_t prefix_length = sizeof prefix - 1;
+	const char *prefix = a->target->metadata;
+	const size_t prefix_length = strlen(prefix);
 	while (length && (line[length - 1] == '\r' || line[length - 1] == '\n'))
 		length--;
 	if (length >= 5 && !memcmp(line, "HTTP/", 5)) {
@@ -136,7 +136,7 @@ void answer_line(struct answer *a, const char *line, size_t length)
 	const size_t value_length = (size_t)(end - value);
 	if (is(line, name_length, "content-length")) {
 		take_length(a, value, end);
-	} else if (is(line, name_length, "etag")) {
+	} else if (is(line, name_length, a->target->version)) {
 		if (a->etag[0] || !value_length || value_length >= sizeof a->etag || !printable(value, value_length)) {
 			a->odd = true;
 			return;

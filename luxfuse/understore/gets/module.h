@@ -17,4 +17,8 @@ typedef struct {
 bool body_ready(void); /* once; false: there is an exception */
 Body *body_new(Py_ssize_t size); /* NULL: there is an exception */
 
+/* false: there is an exception */
+bool take_lines(PyObject *given, const char **lines, unsigned most); /* a tuple of "name: value" */
+bool take_credentials(PyObject *given, struct credentials *c);
+
 #endif

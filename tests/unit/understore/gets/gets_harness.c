@@ -262,7 +262,8 @@ static void *batches(void *arg)
 {
 	const unsigned thread = (unsigned)(uintptr_t)arg;
 	unsigned state = (unsigned)seed * 31 + thread;
-	struct credentials signing = { "key", "secret", "token" }, none = { 0 };
+	const struct credentials ways[] = { { .access = "key", .secret = "secret", .token = "token" }, { 0 },
+					    { .query = "sig=a%2Fb", .lines = { "Authorization: Bearer t", "x-v: 1" } } };
 	while (!atomic_load(&stop)) {
 		struct get gets[MOST];
 		struct expected expected[MOST];
@@ -271,7 +272,7 @@ static void *batches(void *arg)
 		for (unsigned i = 0; i < count; i++)
 			make(&gets[i], &expected[i], &state, thread, i);
 		may_be_kept = 0;
-		if (!pool_get(pool, rnd(&state, 2) ? &signing : &none, gets, count, &abandoned))
+		if (!pool_get(pool, &ways[rnd(&state, COUNT(ways))], gets, count, &abandoned))
 			fail("no memory", "", 0);
 		for (unsigned i = 0; i < count; i++) {
 			may_be_kept -= gets[i].body && gets[i].kind <= GET_PART && gets[i].outcome == GET_DONE;
@@ -301,7 +302,8 @@ static void race(unsigned seconds)
 	char url[200];
 	pthread_t threads[THREADS];
 	snprintf(url, sizeof url, "http://%s/bucket", host);
-	target = (struct target){ url, "/bucket", host, "us-east-1", "test", "/dev/null", 5000, 20000, 5, 12 };
+	target = (struct target){ url, "/bucket", host, "us-east-1", "If-Match", "etag", "x-amz-meta-", "test", "/dev/null",
+				   5000, 20000, 5, 12 };
 	pool = pool_open(&target);
 	for (uintptr_t i = 0; i < THREADS; i++)
 		pthread_create(&threads[i], NULL, batches, (void *)i);
@@ -328,7 +330,8 @@ static void fuzz_answer(unsigned *state)
 		"Last-Modified: Mon, 01 Jan 2024 00:00:00 GMT", "x-amz-meta-a: b", "x-amz-meta-: b", "X-Amz-Meta-Mode:\t 33188 ",
 		"Transfer-Encoding: chunked", ": none", "no colon", " folded: line", "", "ETag:", "Content-Length: ",
 	};
-	struct answer a;
+	static const struct target t = { .version = "etag", .metadata = "x-amz-meta-" };
+	struct answer a = { .target = &t };
 	answer_begin(&a);
 	for (unsigned n = rnd(state, 24); n; n--) {
 		char line[9000];
@@ -360,8 +363,8 @@ static void fuzz_answer(unsigned *state)
 
 static void fuzz_key(unsigned *state)
 {
-	const struct credentials c = { "key", "secret", rnd(state, 2) ? "token" : NULL };
-	const struct target t = { .url = "http://h:1/b", .path = "/b", .host = "h:1", .region = "r" };
+	const struct credentials c = { .access = "key", .secret = "secret", .token = rnd(state, 2) ? "token" : NULL };
+	const struct target t = { .url = "http://h:1/b", .path = "/b", .host = "h:1", .region = "r", .condition = "If-Match" };
 	struct signer signer;
 	struct request *r = malloc(sizeof *r);
 	const size_t length = 1 + rnd(state, rnd(state, 50) ? 1100 : 20000);

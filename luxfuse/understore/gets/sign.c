@@ -1,4 +1,4 @@
-/* The headers of a request of S3, with an AWS Signature Version 4.
+/* The address and headers of a request, with an AWS Signature Version 4 where there are keys for one, as for S3.
  *
  * A key's bytes are percent-encoded, all but the unreserved ones and "/", and the same path is signed and sent: libcurl is
  * told to leave it as it is. Of the headers, Host, If-Match and those of AWS are signed. The range is that of the whole object:
@@ -8,6 +8,8 @@
  *
  * Of a request of any kind all the headers that are said are signed, in the order of their names; the hash of its body comes
  * with it.
+ *
+ * Headers and the query that a batch brings along (a token, say) are sent as they are, for stores that want no signature.
  *
  * Text is written into the request's own memory by `put`; what does not fit is told by an empty answer, not cut off.
  */
@@ -163,8 +165,9 @@ static void add_header(struct request *r, unsigned *count, char *line)
 }
 
 /* Write the address of what is asked for. */
-static void put_url(struct text *t, const struct target *target, const struct get *g)
+static void put_url(struct text *t, const struct signer *s, const struct get *g)
 {
+	const struct target *target = s->target;
 	put(t, "%s", target->url);
 	if (*g->key || !*target->path) { /* the bucket's own path has no "/" at its end, but is not empty */
 		put(t, "/");
@@ -172,6 +175,8 @@ static void put_url(struct text *t, const struct target *target, const struct ge
 	}
 	if (g->query)
 		put(t, "?%s", g->query);
+	if (s->credentials->query)
+		put(t, "%c%s", g->query ? '&' : '?', s->credentials->query);
 }
 
 bool signer_sign(const struct signer *s, struct request *r, const struct get *g)
@@ -179,17 +184,22 @@ bool signer_sign(const struct signer *s, struct request *r, const struct get *g)
 	struct text t = { r->text, r->text + sizeof r->text, false };
 	unsigned count = 0;
 	r->url = t.at;
-	put_url(&t, s->target, g);
+	put_url(&t, s, g);
 	const char *path = r->url + strlen(s->target->url) - strlen(s->target->path);
 	char *line = next(&t);
 	put(&t, "Host: %s", s->target->host);
 	add_header(r, &count, line);
 	if (g->version) {
 		line = next(&t);
-		put(&t, "If-Match: %s", g->version);
+		put(&t, "%s: %s", s->target->condition, g->version);
 		add_header(r, &count, line);
 		line = next(&t);
 		put(&t, "Range: bytes=%" PRIu64 "-%" PRIu64, g->start, g->start + g->size - 1);
+		add_header(r, &count, line);
+	}
+	for (const char *const *each = s->credentials->lines; *each; each++) {
+		line = next(&t);
+		put(&t, "%s", *each);
 		add_header(r, &count, line);
 	}
 	if (s->credentials->access) {
@@ -253,7 +263,7 @@ bool signer_sign_any(const struct signer *s, struct request *r, const struct get
 	char *lines[HEADERS];
 	unsigned count = 0;
 	r->url = t.at;
-	put_url(&t, s->target, g);
+	put_url(&t, s, g);
 	const char *path = r->url + strlen(s->target->url) - strlen(s->target->path);
 #define LINE(...) (lines[count] = next(&t), count++, put(&t, __VA_ARGS__))
 	LINE("host: %s", s->target->host);

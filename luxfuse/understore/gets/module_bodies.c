@@ -55,7 +55,7 @@ static PyType_Slot body_slots[] = {
 	{ 0, NULL },
 };
 
-static PyType_Spec body_spec = { "luxfuse.understore.s3._gets.Body", sizeof(Body), 0,
+static PyType_Spec body_spec = { "luxfuse.understore.gets._gets.Body", sizeof(Body), 0,
 				 Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION, body_slots };
 
 bool body_ready(void)

@@ -1,17 +1,20 @@
 /* What the parts of the direct requests know of each other; each .c file has its own theory of operation.
  *
- *   sign.c     the headers of a request, signed
+ *   sign.c     the address and headers of a request, signed where they are to be
  *   answer.c   the head of an answer: is it the object that was asked for?
  *   receive.c  what comes of an answer
  *   bodies.c   memory for bodies of parts
  *   keep.c     checksums of a body, and its cache file
  *   sets.c     connections
  *   pool.c     batches of requests on them
- *   module.c   Python's side: `luxfuse.understore.s3._gets`, with module_bodies.c
+ *   module.c   Python's side: `luxfuse.understore.gets._gets`, with module_bodies.c and module_given.c
  *
  * Nothing here knows Python but these, and nothing here decides what a failure means: all that is not the whole object,
  * in the version that was asked for, is handed back; likewise what is no plain description, and no listing. A request of
  * any other kind (GET_ANY) is made as it is said, and its answer handed back as it comes, whatever it is.
+ *
+ * Nor does anything here know stores: a target says where objects are, and which headers are about versions and metadata.
+ * With each batch comes what opens the door: keys to sign with, as AWS does, or headers and a query that are sent as they are.
  */
 #ifndef LUXFUSE_GETS_H
 #define LUXFUSE_GETS_H
@@ -49,15 +52,21 @@ struct target { /* where the objects of an under-store are, and how they are rea
 	const char *url;    /* up to the key, without "/" at its end */
 	const char *path;   /* the same without scheme and host */
 	const char *host;   /* as in the header */
-	const char *region;
+	const char *region; /* that requests are signed for */
+	const char *condition; /* the header that names the version that is wanted */
+	const char *version;   /* the header that tells the version of what comes */
+	const char *metadata;  /* so begin the headers with user metadata */
 	const char *agent;
 	const char *bundle; /* of certificates that are believed */
 	long connect_ms, timeout_ms, silence_s;
 	unsigned most; /* requests at once, and idle connections */
 };
 
+#define LINES 4u
 struct credentials {
 	const char *access, *secret, *token; /* access NULL: requests are not signed; token NULL: there is none */
+	const char *query;		     /* of every address; NULL: none. It is not signed */
+	const char *lines[LINES + 1];	     /* further headers of every request, "name: value", up to a NULL; not signed */
 };
 
 struct signer { /* signs the requests of some seconds */
@@ -82,6 +91,7 @@ bool signer_sign_any(const struct signer *s, struct request *r, const struct get
 /* ------------------------------------------------------------------ answer.c */
 
 struct answer {
+	const struct target *target;
 	unsigned status;
 	bool odd; /* something that is not understood, or not expected */
 	bool has_length, has_range;

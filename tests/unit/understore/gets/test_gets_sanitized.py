@@ -12,7 +12,7 @@ from tests.support.mounted import REPOSITORY
 from tests.support.odd_gets import OddGets
 from tests.support.seeds import drawn_seed
 
-GETS = REPOSITORY / "luxfuse" / "understore" / "s3" / "gets"
+GETS = REPOSITORY / "luxfuse" / "understore" / "gets"
 SOURCES = ("answer.c", "bodies.c", "keep.c", "pool.c", "receive.c", "sets.c", "sign.c")
 HARNESS = Path(__file__).with_name("gets_harness.c")
 TIMEOUT_S = 120
