@@ -90,8 +90,9 @@ def _open(
         from luxfuse.understore.opening import open_fsspec
 
         return open_fsspec(
-            source, endpoint_url=endpoint_url, storage_options=options, request_timeout_s=request_timeout_s, access=access
-        )
+            source, endpoint_url=endpoint_url, storage_options=options, request_timeout_s=request_timeout_s, access=access,
+            direct_gets=direct_gets if driver == "auto" else 0,
+        )  # fmt: skip
 
     if driver == "fsspec" or (driver == "auto" and _prefers_fsspec(source, options)):
         return open_fsspec_driver()

@@ -54,8 +54,11 @@ def open_fsspec(
     storage_options: Mapping[str, str] | None = None,
     request_timeout_s: float = 30.0,
     access: S3Access | None = None,
+    direct_gets: int = 0,
 ) -> UnderStore:
     """Open the best driver on fsspec for ``source``; ``access``, for S3, is shared with other clients.
+
+    ``direct_gets``, for Google: so many requests for content may be made in C at once.
 
     Raises `ConfigError`, or `StoreError` if connecting fails.
     """
@@ -82,7 +85,9 @@ def open_fsspec(
     if family == "gs":
         from luxfuse.understore.gcs.fsspec import GcsDriver
 
-        return GcsDriver(filesystem, root, storage_options or {}, request_timeout_s=request_timeout_s)
+        return GcsDriver(
+            filesystem, root, storage_options or {}, request_timeout_s=request_timeout_s, direct_gets=direct_gets
+        )
     return _by_class(filesystem, root, request_timeout_s)
 
 

@@ -28,11 +28,13 @@ class WantedFile(NamedTuple):
 class ArrivedFile(NamedTuple):
     """An object that came whole, in the version that was wanted, with one xxh3-64 checksum a page.
 
+    ``info``: its description, if that came along.
+
     If there was a ``path``: the ``errno`` of writing the file, or 0 and its mtime and number, and the descriptor if it is
     open, else -1. ``opened``: it had been opened, however that went on. Where writing failed, it may be there in part.
     """
 
-    info: ObjectInfo
+    info: ObjectInfo | None
     data: bytes
     checksums: tuple[int, ...]
     stamp: int

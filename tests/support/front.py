@@ -27,7 +27,9 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from tests.support.http_server import HttpServer, answering
 
-_HOP = ("connection", "keep-alive", "transfer-encoding", "proxy-authorization", "proxy-connection", "date", "server")
+_HOP = ("connection", "keep-alive", "transfer-encoding", "proxy-authorization", "proxy-connection")
+_OWN = ("date", "server", "content-length")
+"""Of answers; the date of a request may be signed."""
 
 
 @dataclass
@@ -65,10 +67,10 @@ class _Handler(BaseHTTPRequestHandler):
     def _forward(self, place: str, path: str, body: bytes) -> None:
         connection = http.client.HTTPConnection(place, timeout=120)
         headers = {name: value for name, value in self.headers.items() if name.lower() not in _HOP}
-        connection.request(self.command, path, body, headers)
+        connection.request(self.command, path, body or None, headers)
         answer = connection.getresponse()
         data = answer.read()
-        kept = [(n, v) for n, v in answer.getheaders() if n.lower() not in (*_HOP, "content-length")]
+        kept = [(n, v) for n, v in answer.getheaders() if n.lower() not in (*_HOP, *_OWN)]
         length = answer.getheader("Content-Length") if self.command == "HEAD" else str(len(data))
         self._send(answer.status, [*kept, ("Content-Length", length or "0")], data)
         connection.close()

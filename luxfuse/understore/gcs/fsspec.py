@@ -21,12 +21,15 @@ from luxfuse.errors import NotFound, StoreError, StoreUnavailable, VersionChange
 from luxfuse.types import ABSENT, Buffer, ListPage, ObjectInfo
 from luxfuse.understore.base import PAGE_ENTRIES, Abilities, OnDescribed
 from luxfuse.understore.failures import checked, from_status, no_store, require_version
+from luxfuse.understore.gcs.gets import open_gets
 from luxfuse.understore.gcs.reach import STORED, reach_by
 from luxfuse.understore.generic.driver import FsspecDriver
+from luxfuse.understore.gets.client import fetch_by, read_by
 from luxfuse.understore.library_failures import failure
 from luxfuse.understore.metadata import checked_metadata
 from luxfuse.understore.properties import Properties, type_for
 from luxfuse.understore.reach import READ_TIMEOUT_S
+from luxfuse.understore.small_files import Answer, WantedFile
 from luxfuse.understore.times import to_ns
 
 WHOLE_BYTES = 16 << 20
@@ -46,15 +49,27 @@ _FIELDS = {"Cache-Control": "cacheControl", "Content-Disposition": "contentDispo
 class GcsDriver(FsspecDriver):
     """An `UnderStore` on a bucket of Google's."""
 
-    def __init__(self, filesystem: Any, root: str, options: Mapping[str, str], *, request_timeout_s: float = 30.0) -> None:
-        """``options``: the storage options. Raises `ConfigError` for certificates or a proxy that cannot be used."""
-        reach_by(filesystem, options)
+    def __init__(
+        self,
+        filesystem: Any,
+        root: str,
+        options: Mapping[str, str],
+        *,
+        request_timeout_s: float = 30.0,
+        direct_gets: int = 0,
+    ) -> None:
+        """``options``: the storage options. ``direct_gets``: so many requests for content may be made in C at once.
+
+        Raises `ConfigError` for certificates or a proxy that cannot be used.
+        """
+        reach = reach_by(filesystem, options)
         super().__init__(filesystem, root, family="gs", request_timeout_s=request_timeout_s)
         # Without gcsfs's own retries, up to six with pauses: they would outlast deadlines.
         filesystem._request = functools.partial(type(filesystem)._request.__wrapped__, filesystem)
         self._abilities = ABILITIES
         self._bucket, _, prefix = root.strip("/").partition("/")
         self._prefix = f"{prefix}/" if prefix else ""
+        self._gets = open_gets(filesystem, self._bucket, self._prefix, reach, request_timeout_s, direct_gets)
         self._uploads = f"{filesystem._location}/upload/storage/v1/b/{self._bucket}/o"
 
     def head(self, key: str) -> ObjectInfo:
@@ -103,6 +118,9 @@ class GcsDriver(FsspecDriver):
                 return
 
     def read(self, key: str, start: int, end: int, version: str, *, on_described: OnDescribed | None = None) -> Buffer:
+        part = read_by(self._gets, key, start, end, version, on_described)
+        if part is not None:
+            return part
         what = f"GET {key!r} [{start}, {end})"
         if start == end:
             self._require_version(key, version, what)
@@ -116,6 +134,17 @@ class GcsDriver(FsspecDriver):
         if found is None:
             self._require_version(key, version, what)
         return checked(data, end - start, found or version, version, what)
+
+    @property
+    def fetches_small(self) -> bool:
+        return self._gets is not None
+
+    def fetch_small(self, files: Sequence[WantedFile], abandoned: bytearray) -> list[Answer]:
+        return fetch_by(self._gets, files, abandoned)
+
+    def close(self) -> None:
+        self._gets = None
+        super().close()
 
     def put(
         self,

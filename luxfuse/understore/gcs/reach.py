@@ -28,12 +28,16 @@ EARLY_S = 300
 """Tokens are renewed so long before they expire."""
 
 
-def reach_by(filesystem: Any, options: Mapping[str, str]) -> None:
-    """Make a file system of gcsfs use the certificates and the proxy of options and variables. Raises `ConfigError`."""
+def reach_by(filesystem: Any, options: Mapping[str, str]) -> Reach:
+    """Make a file system of gcsfs use the certificates and the proxy of options and variables; returns these.
+
+    Raises `ConfigError`.
+    """
     reach = Reach.of((filesystem._location, TOKENS), options, variables())
     filesystem._set_session = functools.partial(_set_session, filesystem, reach, reach.trust.ssl_context())
     tokens = filesystem.credentials
     tokens.maybe_refresh = functools.partial(_refresh, tokens, Reach.of((TOKENS,), options, variables(), reach.trust))
+    return reach
 
 
 async def _set_session(filesystem: Any, reach: Reach, context: Any) -> Any:

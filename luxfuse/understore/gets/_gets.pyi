@@ -15,7 +15,7 @@ _Result = (
     | tuple[int, int, int, float, bytes, int, dict[str, str], tuple[int, ...], int, int, int, int, bool]
 )
 
-_Credentials = tuple[str, str, str | None] | None
+_Credentials = tuple[str, str, str | None] | tuple[str | None, tuple[str, ...]] | None
 _Head = tuple[int, int, int, float] | tuple[int, int, int, float, int, str, int, dict[str, str]]
 _Any = tuple[int, int, int, float] | tuple[int, int, int, float, bytes, bytes]
 _List = tuple[int, int, int, float] | tuple[int, int, int, float, bytes]
@@ -35,6 +35,9 @@ class Pool:
         path: str,
         host: str,
         region: str,
+        condition: str,
+        version: str,
+        metadata: str,
         agent: str,
         bundle: str,
         connect_ms: int,

@@ -39,6 +39,7 @@ log = logging.getLogger(__name__)
 AS_USUAL = Answer()
 MOST_FILES = 64
 
+IS_BUILT = _gets is not None
 NOT_BUILT = "luxfuse was built without libcurl (Debian: libcurl4-openssl-dev, libssl-dev and libxxhash-dev)"
 BUSY = (429, 503)
 ETAG = re.compile(r'"[!-~]{1,200}"')
@@ -63,9 +64,31 @@ CONNECTION_FAILURES = {
 
 Signing = tuple[str, str, str | None]
 """Key, secret and token, by which requests are signed as AWS does."""
-Sent = tuple[str | None, tuple[str, ...]]
-"""A query and headers ("name: value") that requests are sent with."""
+
+
+class Sent(NamedTuple):
+    """What requests are sent with; headers are "name: value"."""
+
+    query: str | None
+    headers: tuple[str, ...]
+
+
 Credentials = Signing | Sent | None
+
+
+class Elsewhere(Exception):
+    """The door is not such that requests can be made here."""
+
+
+class Door:
+    """What opens a bucket: this one is open to everybody. Thread-safe."""
+
+    def __call__(self) -> Credentials:
+        """Return what the next requests are made with. Raises `StoreError` where that cannot be had, and `Elsewhere`."""
+        return None
+
+    def refused(self) -> None:
+        """Take note that the store has refused it: why, the other client tells."""
 
 
 class Dialect(NamedTuple):
@@ -80,6 +103,8 @@ class Dialect(NamedTuple):
     """The header that tells the version of what comes."""
     versions: re.Pattern[str] = ETAG
     """Versions that can be asked for."""
+    describes: bool = True
+    """Whether what comes with content describes the object as listings do."""
     region: str = ""
     """Requests are signed for it, if they are."""
 
@@ -99,22 +124,16 @@ class Gets:
         dialect: Dialect,
         url: str,
         prefix: str,
-        credentials: Callable[[], Credentials],
+        door: Door,
         *,
         bundle: str,
         timeout_s: float,
         most: int,
-        refused: Callable[[], None] = lambda: None,
     ) -> None:
-        """``url``: of the bucket, one that `is_plain_url`; ``prefix``: of all keys. ``most``: requests at once.
-
-        ``credentials`` are asked for before each batch; they raise `StoreError` where there are none, and `Elsewhere`.
-        ``refused`` is called when the server has refused them.
-        """
+        """``url``: of the bucket, one that `is_plain_url`; ``prefix``: of all keys. ``most``: requests at once."""
         self._dialect = dialect
         self._prefix = prefix
-        self._credentials = credentials
-        self._refused = refused
+        self.door = door
         self._gets_in_vain = InVain()
         self._left = _Left()
         parts = urlsplit(url)
@@ -146,7 +165,7 @@ class Gets:
         try:
             secrets = self._secrets() if plain else None
         except Elsewhere:
-            return answers
+            plain = []
         if not plain:
             return answers
         wanted = [(self._prefix + files[n].key, *files[n][1:]) for n in plain]
@@ -189,10 +208,15 @@ class Gets:
         if status in BUSY:
             raise from_status(status, what, family=self._dialect.family)
         if status in _REFUSED:
-            self._refused()
+            self.door.refused()
         if outcome != _gets.GET_ANSWERED or status < 400:
             self._gets_in_vain.note(key)
         return None
+
+    @property
+    def describes(self) -> bool:
+        """Whether the descriptions of objects that come are to be believed."""
+        return self._dialect.describes
 
     @property
     def has_tls(self) -> bool:
@@ -201,7 +225,7 @@ class Gets:
 
     def _secrets(self) -> Credentials:
         """Return the credentials for the next requests. Raises `StoreError` where there are none, and `Elsewhere`."""
-        secrets = self._credentials()
+        secrets = self.door()
         if secrets is not None and len(secrets) == 3 and max(map(len, secrets[:2])) > _MOST_SECRET:
             raise Elsewhere
         return secrets
@@ -220,7 +244,9 @@ class Gets:
         assert isinstance(status, int)
         if outcome == _gets.GET_DONE:
             body, modified_s, metadata, sums, stamp, number, fd, errno, opened = result[4:]
-            info = ObjectInfo(file.key, file.size, file.version, modified_s * 10**9, metadata)  # type: ignore[operator, arg-type]
+            info = None
+            if self._dialect.describes:
+                info = ObjectInfo(file.key, file.size, file.version, modified_s * 10**9, metadata)  # type: ignore[operator, arg-type]
             return Answer(seconds, ArrivedFile(info, body, sums, stamp, number, fd, errno, opened))  # type: ignore[arg-type]
         if outcome == _gets.GET_ABANDONED:
             return Answer(error=StoreError("nobody waits for it any more"))
@@ -229,13 +255,9 @@ class Gets:
             text = CONNECTION_FAILURES.get(code)  # type: ignore[call-overload]
             return Answer(seconds, error=StoreUnavailable(f"{what}: {text}") if text else None)
         if status in _REFUSED:
-            self._refused()
+            self.door.refused()
         error = from_status(status, what, family=self._dialect.family) if status >= 400 else None
         return Answer(seconds, error=error if isinstance(error, StoreUnavailable) else None)
-
-
-class Elsewhere(Exception):
-    """The credentials are not such that requests can be made here."""
 
 
 def is_plain_url(url: str) -> bool:
@@ -249,9 +271,9 @@ def read_by(
 ) -> memoryview | None:
     """Read as `UnderStore.read` does, by ``gets``; None: it is to be read by the other client of the driver."""
     part = None if gets is None else gets.read(key, start, end, version)
-    if part is None:
+    if gets is None or part is None:
         return None
-    if on_described is not None:
+    if on_described is not None and gets.describes:
         on_described(part[0])
     return part[1]
 

@@ -62,7 +62,7 @@ struct target { /* where the objects of an under-store are, and how they are rea
 	unsigned most; /* requests at once, and idle connections */
 };
 
-#define LINES 4u
+#define LINES 8u
 struct credentials {
 	const char *access, *secret, *token; /* access NULL: requests are not signed; token NULL: there is none */
 	const char *query;		     /* of every address; NULL: none. It is not signed */

@@ -17,13 +17,14 @@ from obstore.exceptions import InvalidPathError
 
 from luxfuse.errors import NotFound, StoreError, StoreRejected
 from luxfuse.types import ABSENT, Buffer, ListPage, ObjectInfo
+from luxfuse.understore.azure.gets import open_gets as open_azure_gets
 from luxfuse.understore.base import Abilities, ListedPart, ListsFromKeys, OnDescribed, UnderStore, WriteSide
 from luxfuse.understore.checksums import Checksums
 from luxfuse.understore.delegated import DelegatedWrites
-from luxfuse.understore.gets.client import fetch_by, read_by
+from luxfuse.understore.gets.client import Gets, fetch_by, read_by
 from luxfuse.understore.locations import has_odd_segment, parse_location
 from luxfuse.understore.object_options import NO_CHECKSUM, take_object_options
-from luxfuse.understore.obstore.options import OWN_CHECKSUMS, open_store
+from luxfuse.understore.obstore.options import OWN_CHECKSUMS, azure_settings, open_store
 from luxfuse.understore.obstore.reads import ObstoreReads
 from luxfuse.understore.obstore.writes import NeedsMd5, ObstoreWrites
 from luxfuse.understore.properties import Properties
@@ -34,6 +35,7 @@ from luxfuse.understore.s3.direct import open_direct
 from luxfuse.understore.s3.native import NativeTransport
 from luxfuse.understore.s3.transport import Transport
 from luxfuse.understore.small_files import Answer, WantedFile
+from luxfuse.understore.variables import variables
 
 MARKERS_AT_ONCE = 16
 
@@ -77,6 +79,11 @@ class ObstoreDriver(DelegatedWrites, ObstoreReads):
             return S3Client(location.bucket, location.prefix, open_botocore, objects, given)
 
         direct = open_direct(location, options, objects, access, request_timeout_s, direct_gets) if access else None
+        self._gets: Gets | None = direct
+        """The reads in C, of S3 and Azure; ``direct`` can do more."""
+        if location.family == "az":
+            settings, reach = azure_settings(location, endpoint_url, options)
+            self._gets = open_azure_gets(location, settings, variables(), reach, request_timeout_s, direct_gets)
 
         super().__init__(
             source,
@@ -126,17 +133,17 @@ class ObstoreDriver(DelegatedWrites, ObstoreReads):
 
     @property
     def fetches_small(self) -> bool:
-        return self._direct is not None
+        return self._gets is not None
 
     def fetch_small(self, files: Sequence[WantedFile], abandoned: bytearray) -> list[Answer]:
-        return fetch_by(self._direct, files, abandoned)
+        return fetch_by(self._gets, files, abandoned)
 
     def read(self, key: str, start: int, end: int, version: str, *, on_described: OnDescribed | None = None) -> Buffer:
-        part = read_by(self._direct, key, start, end, version, on_described)
+        part = read_by(self._gets, key, start, end, version, on_described)
         return super().read(key, start, end, version, on_described=on_described) if part is None else part
 
     def close(self) -> None:
-        self._direct = None
+        self._direct = self._gets = None
         super().close()
 
     def _writer(self) -> WriteSide:

@@ -103,12 +103,7 @@ def open_store(
     if family == "s3" and access is None:
         access = S3Access(location.bucket, options, endpoint_url)
     objects, rest = take_object_options(family, options, endpoint_url)
-    config: dict[str, Any] = {}
-    for written, value in rest.items():
-        if family == "s3" and written in ACCESS_OPTIONS:
-            continue
-        name = _SYNONYMS[family].get(written, written)
-        config[name] = _boolean(value) if name in _BOOLEAN else value
+    config = _named(family, rest)
     client: dict[str, Any] = {name: config.pop(name) for name in _CLIENT & config.keys()}
     client = {name: client[name] for name in ("allow_http",) if name in client}  # the rest is decided below
     endpoint_name = "base_url" if family == "gs" else "endpoint"
@@ -156,6 +151,28 @@ def open_store(
             f"{family}://{location.bucket}: the store cannot be set up; check endpoint, account and storage options "
             f"({names})"
         ) from None
+
+
+def azure_settings(
+    location: Location, endpoint_url: str | None, options: Mapping[str, str]
+) -> tuple[dict[str, Any], Reach]:
+    """Return the settings of a container by the names of obstore, and how it is reached. Raises `ConfigError`."""
+    config = _named("az", take_object_options("az", options, endpoint_url)[1])
+    if endpoint_url:
+        config["endpoint"] = endpoint_url
+    config = _azure(location, config)
+    return config, _reach("az", config, options)
+
+
+def _named(family: str, options: Mapping[str, str]) -> dict[str, Any]:
+    """Return options by the names of obstore, but those that `S3Access` decides."""
+    config: dict[str, Any] = {}
+    for written, value in options.items():
+        if family == "s3" and written in ACCESS_OPTIONS:
+            continue
+        name = _SYNONYMS[family].get(written, written)
+        config[name] = _boolean(value) if name in _BOOLEAN else value
+    return config
 
 
 def _boolean(value: str) -> bool:

@@ -27,17 +27,24 @@ from luxfuse.understore.gets.client import (
     TIMED_OUT,
     UNRESOLVED,
     Dialect,
+    Door,
     Elsewhere,
     Gets,
-    _gets,
+    Signing,
     is_plain_url,
 )
 from luxfuse.understore.locations import Location
 from luxfuse.understore.object_options import S3_NAMES, SYNONYMS, ObjectOptions
 from luxfuse.understore.s3.access import OPTIONS as ACCESS_OPTIONS
 from luxfuse.understore.s3.access import S3Access
+from luxfuse.understore.s3.credentials import S3Credentials
 from luxfuse.understore.s3.pages import EXPRESS, listing_of, part_of, query_of
 from luxfuse.understore.variables import variables
+
+try:
+    from luxfuse.understore.gets import _gets
+except ImportError:
+    _gets = None  # type: ignore[assignment]
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +57,16 @@ _VARIABLES = (
 DIALECT = Dialect("s3", "x-amz-meta-")
 
 
+class SigningDoor(Door):
+    """Keys to sign with, which are renewed elsewhere."""
+
+    def __init__(self, credentials: S3Credentials) -> None:
+        self._credentials = credentials
+
+    def __call__(self) -> Signing:
+        return self._credentials.current()[:3]
+
+
 class DirectGets(Gets):
     """Fetches objects of one bucket, describes any, and lists. Thread-safe."""
 
@@ -58,14 +75,13 @@ class DirectGets(Gets):
     ) -> None:
         """``most``: requests at once. There must be no `refusal`."""
         self._in_vain = {method: InVain() for method in ("HEAD", "LIST")}
-        credentials, bundle = access.credentials, access.trust.bundle
-        assert bundle is not None
+        assert access.trust.bundle is not None
         super().__init__(
             DIALECT._replace(region=access.region),
             _url(location.bucket, options, access),
             location.prefix,
-            lambda: None if credentials is None else credentials.current()[:3],
-            bundle=bundle,
+            Door() if access.credentials is None else SigningDoor(access.credentials),
+            bundle=access.trust.bundle,
             timeout_s=timeout_s,
             most=most,
         )
