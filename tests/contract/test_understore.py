@@ -12,7 +12,7 @@ from typing import cast
 import pytest
 
 from luxfuse.errors import AccessDenied, BucketMissing, NotFound, StoreError, StoreUnavailable, VersionChanged
-from luxfuse.types import ObjectInfo
+from luxfuse.types import ListPage, ObjectInfo
 from luxfuse.understore.base import ListsFromKeys, UnderStore
 from luxfuse.understore.factory import open_driver
 from tests.support.ports import free_port
@@ -62,7 +62,10 @@ def store(target: Target) -> Iterator[UnderStore]:
 
 def listing(store: UnderStore, prefix: str) -> tuple[list[str], list[str]] | None:
     """Return sorted keys and prefixes, or None where no page came."""
-    pages = list(store.list_directory(prefix))
+    return shown(store, list(store.list_directory(prefix)))
+
+
+def shown(store: UnderStore, pages: list[ListPage]) -> tuple[list[str], list[str]] | None:
     if not pages:
         return None
     assert all(info.metadata is None for page in pages for info in page.objects) or store.driver == "http"
@@ -271,10 +274,18 @@ def test_long_listing_is_complete_and_without_repeats(target: Target, filled: di
             list(pool.map(lambda key: target.put(key, b"x"), names))
         filled[server] = target.source
     store = target.open(source=filled[server])
-    pages = list(store.list_directory("many/"))
-    assert listing(store, "many/") == (names[:-3], ["many/sub1/", "many/sub2/", "many/sub3/"])
+    pages = patiently_listed(store, "many/")
+    assert shown(store, pages) == (names[:-3], ["many/sub1/", "many/sub2/", "many/sub3/"])
     assert max(len(page.objects) + len(page.prefixes) for page in pages) <= 1000
     store.close()
+
+
+def patiently_listed(store: UnderStore, prefix: str) -> list[ListPage]:
+    """List as luxfuse does, which asks again: a server may be silent for longer than a driver waits, on a busy machine."""
+    for _ in range(20):
+        with contextlib.suppress(StoreUnavailable):
+            return list(store.list_directory(prefix))
+    return list(store.list_directory(prefix))
 
 
 def test_marker_of_the_root_itself(request: pytest.FixtureRequest):

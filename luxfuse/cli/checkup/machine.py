@@ -57,7 +57,7 @@ def check_extensions() -> Iterator[Finding]:
         )  # fmt: skip
     if importlib.util.find_spec("luxfuse.understore.gets._gets") is None:
         yield warn(
-            "extension", "built without libcurl: small files of S3 take several times the processor time",
+            "extension", "built without libcurl: small files take several times the processor time",
             "install libcurl4-openssl-dev, libssl-dev and libxxhash-dev, and install luxfuse again",
         )  # fmt: skip
         return
