@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import platform
+import shlex
 import shutil
 import signal
 import subprocess
@@ -76,10 +77,16 @@ def version(name: str, *arguments: str) -> str:
         return "missing"
 
 
+def load() -> str:
+    """The machine's load average of the last minute: figures of a busy machine say little."""
+    return f"{os.getloadavg()[0]:.1f}"
+
+
 def environment(work: Path) -> dict[str, str]:
     kind = subprocess.run(["stat", "-f", "-c", "%T", str(work)], capture_output=True, text=True, check=False)
     return {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"), "kernel": platform.release(),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"), "command": shlex.join(["tests.bench", *sys.argv[1:]]),
+        "load before": load(), "kernel": platform.release(),
         "cpus": str(len(os.sched_getaffinity(0))), "disk": kind.stdout.strip(), "rclone": version("rclone", "version"),
         "s3fs": version("s3fs", "--version"), "juicefs": version("juicefs", "--version"),
         "fio": version("fio", "--version"),
@@ -88,12 +95,13 @@ def environment(work: Path) -> dict[str, str]:
 
 
 def report(run: Run, arguments: argparse.Namespace, facts: dict[str, str], absent: list[str]) -> None:
-    facts["seconds"] = f"{run.seconds:.0f}"
+    facts["seconds"], facts["load after"] = f"{run.seconds:.0f}", load()
     title = f"luxfuse bench, {arguments.suite}, size {arguments.size}: "
     title += ", ".join(f"{name} {facts[name]}" for name in ("kernel", "cpus", "disk"))
     versions = "; ".join(facts[name] for name in ("rclone", "s3fs", "juicefs"))
     names = [kind.name for kind in run.kinds]
-    show(run.rows.values(), names, title, [TRIALS[arguments.suite], *NOTES, f"{versions}; {facts['seconds']} s", *absent])
+    how = f"{versions}; {facts['seconds']} s, load {facts['load before']} before, {facts['load after']} after"
+    show(run.rows.values(), names, title, [TRIALS[arguments.suite], *NOTES, how, *absent])
     if arguments.json:
         document = {"environment": facts, "left out": absent, "rows": [row.as_json() for row in run.rows.values()]}
         arguments.json.write_text(json.dumps(document, indent=2) + "\n")

@@ -28,7 +28,7 @@ from tests.bench.trials import LATENCY_MS, Size, drop_caches
 
 PYTHON = os.environ.get("BENCH_DLIO_PYTHON", sys.executable)
 RUNNER = str(Path(__file__).with_name("dlio_run.py"))
-ACCELERATORS = {"full": (1, 2, 4), "small": (1, 2)}
+ACCELERATORS = {"full": (1, 2, 4), "small": (1,)}
 GENERATE_TIMEOUT_S, RUN_TIMEOUT_S = 900.0, 240.0
 JPEG_BYTES = 322_957
 JPEG_PIXELS = 579_000  # DLIO's random pixels take 0.556 bytes each; the file is then filled up
@@ -39,10 +39,11 @@ STATES = ("cold", "warm")
 
 @dataclass(frozen=True)
 class Workload:
-    """``base`` is a configuration of DLIO, ``settings`` what differs from it."""
+    """``base`` is a configuration of DLIO, ``settings`` what differs from it; ``loader``: the module that reads."""
 
     name: str
     base: str
+    loader: str
     files: dict[str, int]
     settings: dict[str, object]
 
@@ -59,12 +60,12 @@ class Workload:
 
 
 WORKLOADS = (
-    Workload("unet3d", "unet3d_h100", {"full": 112, "small": 28},
+    Workload("unet3d", "unet3d_h100", "torch", {"full": 112, "small": 28},
              {"dataset.record_length": 146_600_628 // 16, "dataset.record_length_stdev": 68_341_808 // 16}),
-    Workload("resnet50", "resnet50_h100", {"full": 8, "small": 2}, {}),
-    Workload("cosmoflow", "cosmoflow_h100", {"full": 2_000, "small": 400},
+    Workload("resnet50", "resnet50_h100", "tensorflow", {"full": 8, "small": 2}, {}),
+    Workload("cosmoflow", "cosmoflow_h100", "tensorflow", {"full": 2_000, "small": 400},
              {"dataset.record_length": 2_828_486 // 8, "dataset.record_length_stdev": 71_311 // 8}),
-    Workload("retinanet", "unet3d_h100", {"full": 960, "small": 192},
+    Workload("retinanet", "unet3d_h100", "torch", {"full": 960, "small": 192},
              {"model": "retinanet", "dataset.format": "jpeg", "dataset.record_length": JPEG_PIXELS,
               "dataset.record_length_stdev": 0, "dataset.record_length_resize": JPEG_PIXELS, "reader.batch_size": 24,
               "reader.read_threads": 8, "train.computation_time": 0.04755, "metric.au": 0.85}),
@@ -89,22 +90,22 @@ def rows(size: Size) -> list[Row]:
 
 def fill(bucket: Path, size: Size, keys: set[str], work: Path) -> set[str]:
     """Has DLIO make the data sets that the rows read; the names of their directories."""
-    _check()
+    wanted = [workload for workload in WORKLOADS if any(key.startswith(workload.name) for key in keys)]
+    _check({workload.loader for workload in wanted})
     names = set()
-    for workload in WORKLOADS:
-        if any(key.startswith(workload.name) for key in keys):
-            overrides = workload.overrides(size, bucket / workload.name, work / "dlio")
-            _run([*overrides, *GENERATE], 1, GENERATE_TIMEOUT_S)
-            (bucket / workload.name / "valid" / ".keep").touch()  # DLIO lists it, and a bucket has no empty directories
-            names.add(workload.name)
+    for workload in wanted:
+        overrides = workload.overrides(size, bucket / workload.name, work / "dlio")
+        _run(workload, [*overrides, *GENERATE], 1, GENERATE_TIMEOUT_S)
+        (bucket / workload.name / "valid" / ".keep").touch()  # DLIO lists it, and a bucket has no empty directories
+        names.add(workload.name)
     for image in (bucket / "retinanet").glob("train/*.jpeg"):
         with image.open("ab") as out:
             out.truncate(max(JPEG_BYTES, out.tell()))
     return names
 
 
-def _check() -> None:
-    for module in ("dlio_benchmark", "mpi4py", "torch", "tensorflow"):
+def _check(loaders: set[str]) -> None:
+    for module in ("dlio_benchmark", "mpi4py", "torch", *sorted(loaders - {"torch"})):
         found = subprocess.run(
             [PYTHON, "-c", f"import importlib.util as u, sys; sys.exit(u.find_spec('{module}') is None)"], check=False
         )
@@ -113,8 +114,13 @@ def _check() -> None:
     program("mpirun")
 
 
-def _run(overrides: list[str], accelerators: int, timeout_s: float) -> None:
-    quiet = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "OMPI_MCA_btl_vader_single_copy_mechanism": "none"}
+def _run(workload: Workload, overrides: list[str], accelerators: int, timeout_s: float) -> None:
+    quiet = {
+        **os.environ,
+        "BENCH_DLIO_LOADER": workload.loader,
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+        "OMPI_MCA_btl_vader_single_copy_mechanism": "none",
+    }
     command = [
         program("mpirun"), "--allow-run-as-root", "--oversubscribe", "--bind-to", "none", "-np", str(accelerators),
         PYTHON, RUNNER, *overrides,
@@ -165,6 +171,6 @@ class Dlio(Fresh):
         """How much of the time the accelerators computed, in per cent, and whether that is enough."""
         output = self.work / "dlio"
         shutil.rmtree(output, ignore_errors=True)
-        _run(workload.overrides(self.size, system.path / workload.name, output), accelerators, RUN_TIMEOUT_S)
+        _run(workload, workload.overrides(self.size, system.path / workload.name, output), accelerators, RUN_TIMEOUT_S)
         metric = json.loads((output / "summary.json").read_text())["metric"]
         return metric["train_au_mean_percentage"], metric["train_au_meet_expectation"] == "success"

@@ -78,18 +78,23 @@ class Trials:
                 self.progress(f"{', '.join(wanted)}: {system.name}, trial {trial + 1}")
                 started = time.monotonic()
                 try:
-                    for key, value in measure(system).items():
-                        found[system.name].setdefault(key, []).append(value)
+                    figures = measure(system)
                 except (Failed, OSError) as error:
                     active.remove(system)
-                    self._note_failure(system, wanted, error)
+                    self._note_failure(system, [key for key in wanted if key not in found[system.name]], error)
+                else:
+                    self._note(system, figures, found[system.name])
                 if time.monotonic() - started > self.long_trial_s and system in active:
                     active.remove(system)
-        for name, figures in found.items():
-            for key, each in figures.items():
-                if key in self.rows:
-                    self.rows[key].values[name] = Value(self.rows[key].best(each), tuple(each))
-                    self.rows[key].missing.pop(name, None)
+
+    def _note(self, system: System, figures: dict[str, float], earlier: dict[str, list[float]]) -> None:
+        """Puts a trial into the rows at once: what is interrupted later is shown, too."""
+        for key, value in figures.items():
+            each = earlier.setdefault(key, [])
+            each.append(value)
+            if key in self.rows:
+                self.rows[key].values[system.name] = Value(self.rows[key].best(each), tuple(each))
+                self.rows[key].missing.pop(system.name, None)
 
     def _skip(self, system: System, keys: list[str]) -> bool:
         if system.unusable is not None:
