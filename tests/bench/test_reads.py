@@ -92,6 +92,16 @@ def test_dlio_is_told_what_differs_from_its_configuration(tmp_path: Path) -> Non
     assert {f"++workload.{name}={value}" for name, value in settings.items()} < set(told)
 
 
+def test_dlio_is_run_without_a_loader_that_the_workload_has_no_use_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[dict[str, str]] = []
+    monkeypatch.setattr(dlio, "program", lambda name: name)
+    monkeypatch.setattr(processes, "run", lambda _command, *, timeout_s, env: ran.append(env))
+    for workload in dlio.WORKLOADS:
+        dlio._run(workload, [], 1, 1.0)
+    loaders = {w.name: env["BENCH_DLIO_LOADER"] for w, env in zip(dlio.WORKLOADS, ran, strict=True)}
+    assert loaders == {"unet3d": "torch", "resnet50": "tensorflow", "cosmoflow": "tensorflow", "retinanet": "torch"}
+
+
 def test_large_files_have_their_size(tmp_path: Path) -> None:
     data.write_large(tmp_path / "file", (16 << 20) + 3)
     assert (tmp_path / "file").stat().st_size == (16 << 20) + 3

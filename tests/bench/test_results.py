@@ -1,9 +1,15 @@
-"""Which goals count as met."""
+"""Which goals count as met, and what is left of a run that was interrupted."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
+from tests.bench.processes import Failed, TooSlow
 from tests.bench.results import PEERS, Goal, Row, Value
 from tests.bench.table import show
+from tests.bench.trials import SIZES, Trials
 
 
 def row(*goals: Goal, lower: bool = False, **values: float | Value) -> Row:
@@ -59,3 +65,38 @@ def test_the_table_says_why_something_is_missing(capsys: pytest.CaptureFixture[s
     assert "1,234" in out
     assert "not measured" in out
     assert "n/a luxfuse (key): not there" in out
+
+
+def trials_of(it: Row, *systems: str) -> tuple[Trials, list[Any]]:
+    found = [SimpleNamespace(name=name, unusable=None) for name in systems]
+    rows, nowhere = {it.key: it}, cast("Any", None)
+    return Trials(nowhere, cast("Any", found), SIZES["full"], rows, lambda _text: None, Path()), found
+
+
+def test_what_was_measured_before_an_interruption_is_shown() -> None:
+    it = row()
+    trials, systems = trials_of(it, "native", "luxfuse")
+
+    def measure(system: Any) -> dict[str, float]:
+        if system.name == "luxfuse":
+            raise KeyboardInterrupt
+        return {"key": 7.0}
+
+    with pytest.raises(KeyboardInterrupt):
+        trials._trials(["key"], systems, measure)
+    assert it.values == {"native": Value(7.0, (7.0,))}
+
+
+@pytest.mark.parametrize("error", [Failed("no"), TooSlow(60)])
+def test_a_trial_that_fails_takes_no_earlier_figure_away(error: Failed) -> None:
+    it, figures = row(), iter([5.0, 7.0])
+    trials, systems = trials_of(it, "native")
+
+    def measure(_system: Any) -> dict[str, float]:
+        for figure in figures:
+            return {"key": figure}
+        raise error
+
+    trials._trials(["key"], systems, measure)
+    assert it.values == {"native": Value(7.0, (5.0, 7.0))}
+    assert not it.missing

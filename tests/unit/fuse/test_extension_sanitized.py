@@ -20,6 +20,8 @@ LANE = REPOSITORY / "luxfuse" / "fuse" / "lane"
 PROGRAM = Path(__file__).with_name("extension_program.py")
 SEED = int(os.environ.get("LUXFUSE_LANE_SEED", "0")) or random.SystemRandom().randrange(1, 1 << 31)
 SANITIZED = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer")
+NO_SEARCH = "LeakSanitizer has encountered a fatal error"
+"""It stops the process as a debugger does, which some containers forbid."""
 
 Build = Callable[..., Path]
 
@@ -69,7 +71,19 @@ def run(extension: Path, kind: str, seed: int = SEED) -> subprocess.CompletedPro
         "ASAN_OPTIONS": "detect_leaks=1:halt_on_error=1", "UBSAN_OPTIONS": "print_stacktrace=1",
     }  # fmt: skip
     command = [sys.executable, PROGRAM, extension, kind, str(seed)]
+    for _ in range(3):
+        done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False, env=environment)
+        if NO_SEARCH not in done.stderr:
+            return done
+    environment["ASAN_OPTIONS"] = "detect_leaks=0"
     return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False, env=environment)
+
+
+def can_search(directory: Path) -> bool:
+    program = directory / "program"
+    (directory / "program.c").write_text("int main(void) { return 0; }")
+    subprocess.run(["gcc", *SANITIZED, "-o", program, directory / "program.c"], check=True, timeout=PATIENCE_S)
+    return subprocess.run([program], capture_output=True, timeout=PATIENCE_S, check=False).returncode == 0
 
 
 def faults(done: subprocess.CompletedProcess[str]) -> str:
@@ -109,6 +123,8 @@ FREED = "\t\t\tfree(r->data);\n\t\t\tfree(r);\n"
     ids=["used after it is freed", "a request that is left", "freed twice", "names that are left"],
 )  # fmt: skip
 def test_the_program_notices(build: Build, tmp_path: Path, kind: str, file: str, correct: str, wrong: str) -> None:
+    if len(wrong) < len(correct) and not can_search(tmp_path):
+        pytest.skip("LeakSanitizer cannot look for leaks here")
     code = (LANE / file).read_text()
     assert code.count(correct) == 1
     changed = tmp_path / LANE.name / file
