@@ -52,6 +52,9 @@ Where all reads and writes are requests it has no need to: what is in an inode c
 """
 FUSE_PASSTHROUGH_2 = 1 << 5
 """FUSE_PASSTHROUGH is bit 37: bit 5 of flags2."""
+MOST_BYTES = 1 << 20
+"""Of one READ or WRITE, as lanes have memory for (`MOST_BYTES` in C). Newer libfuse asks for what `fs.fuse.max_pages_limit`
+allows, and the kernel lets nobody read the device who has less room than that."""
 MAX_BACKGROUND = 128
 MAX_TASKS = 1000
 """Requests handled at once. Reads that wait for a slow store must leave room for names and cached files."""
@@ -193,6 +196,7 @@ class Session:
         reply = bytearray(ours.recv(4096))
         out = list(INIT_OUT.unpack_from(reply, OUT_HEADER_BYTES))
         out[4], out[5] = MAX_BACKGROUND, MAX_BACKGROUND * 3 // 4
+        out[6], out[8] = min(out[6], MOST_BYTES), min(out[8], MOST_BYTES // os.sysconf("SC_PAGESIZE"))
         if offered and self._want_passthrough and self.privileged:
             out[3] |= FUSE_INIT_EXT
             out[10] |= FUSE_PASSTHROUGH_2

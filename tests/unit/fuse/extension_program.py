@@ -26,7 +26,6 @@ import luxfuse.fuse
 
 HEADER = struct.Struct("=IIQQIIII")
 OUT = struct.Struct("=IiQ")
-INIT_OUT = struct.Struct("=IIIIHHIIH")
 LOOKUP, FORGET, GETATTR, SETATTR, OPEN, READ, WRITE, RELEASE, SETXATTR = 1, 2, 3, 4, 14, 15, 16, 18, 21
 GETXATTR, FLUSH, INIT, OPENDIR, RELEASEDIR, CREATE, FALLOCATE = 22, 25, 26, 27, 29, 35, 43
 BODIES = {LOOKUP: 0, GETATTR: 16, SETATTR: 88, CREATE: 16, FLUSH: 24, RELEASE: 24, SETXATTR: 8}
@@ -188,8 +187,7 @@ def session(extension: Any, chance: random.Random) -> Counter[str]:
             nursery.start_soon(pyfuse3.main)
             with trio.fail_after(GIVE_UP_S):
                 await trio.lowlevel.wait_readable(ours)
-            said = INIT_OUT.unpack_from(ours.recv(4096), OUT.size)
-            assert (said[6], said[8]) == (1 << 20, 256), "max_write and max_pages"
+            ours.recv(4096)
             os.dup2(kernel.device.fileno(), link)
             extension.set_fallocate(fallocate)
             extension.start(kernel.device.fileno(), True)

@@ -110,7 +110,7 @@ FREED = "\t\t\tfree(r->data);\n\t\t\tfree(r);\n"
     ("kind", "file", "correct", "wrong"),
     [
         ("prompt", "prompt.c", FREED, "\t\t\tfree(r);\n\t\t\tfree(r->data);\n"),
-        ("prompt", "prompt.c", FREED, "\t\t\tfree(r);\n"),
+        pytest.param("prompt", "prompt.c", FREED, "\t\t\tfree(r);\n", marks=pytest.mark.slow),
         pytest.param(
             "session", "libfuse.c", "\tbuf->size = r->size;\n", "\tbuf->size = r->size;\n\tfree(r->data);\n",
             marks=pytest.mark.slow,
