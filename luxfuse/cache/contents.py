@@ -44,20 +44,17 @@ class Contents:
         self._live: dict[bytes, CachedObject] = {}
         self._idle: OrderedDict[bytes, CachedObject] = OrderedDict()
         self.counters = Counters()
-        self.trust = Trust(self.save, epoch, self.counters)
+        self.trust = Trust(self.save, epoch, self.counters, lambda oid: self.readers.take_back(oid))  # noqa: PLW0108 (they change)
         self.closed = False
         """Nothing more is to be started: the nursery is about to end."""
-        self._readers: Readers = NoReaders()
+        self.readers: Readers = NoReaders()
+        """They are made after the cache, which they read from."""
         self.protections: list[Callable[[bytes], bool]] = []
         """Ask whether an object is to be kept from eviction for the moment."""
         self.expectations: list[Callable[[], Iterable[bytes]]] = []
         """Give the objects that are about to be opened: those of `protections` that eviction need not look at first."""
         self.on_use: list[Callable[[bytes, ObjectRecord, Space], None]] = []
         """Told of each use of a cached object."""
-
-    def read_by(self, readers: Readers) -> None:
-        """Ask these from now on: they are made after the cache, which they read from."""
-        self._readers = readers
 
     # -- objects
 
@@ -174,11 +171,11 @@ class Contents:
 
     def may_drop(self, oid: bytes) -> bool:
         """Whether the kernel does not have an object open; its backing id is closed then."""
-        return self._readers.may_drop(oid)
+        return self.readers.may_drop(oid)
 
     def note_touched(self) -> None:
         """Bring the order of last uses up to date."""
-        self._readers.note_touched()
+        self.readers.note_touched()
 
     def expected(self) -> set[bytes]:
         """Return the objects that are about to be opened."""
@@ -190,7 +187,7 @@ class Contents:
 
     def let_go(self, oid: bytes) -> bool:
         """Let go of an object unless it is in use; returns whether it is free now, and its file may be removed."""
-        if self.is_protected(oid) or oid in self._live or not self._readers.may_drop(oid):
+        if self.is_protected(oid) or oid in self._live or not self.readers.may_drop(oid):
             return False
         self._idle.pop(oid, None)
         return True
@@ -258,6 +255,7 @@ class Contents:
         """A disk may have lost what it had said it had: each file is verified before its next use: a new ``epoch``."""
         self.epoch = self.trust.epoch = epoch
         for obj in (*self._live.values(), *self._idle.values()):
+            self.readers.take_back(obj.oid)
             obj.trusted.clear()
 
     def close(self) -> None:
@@ -285,7 +283,7 @@ class Contents:
             space.fail(exc)
             if not self.closed:
                 self._nursery.start_soon(self._remove_unreadable, obj.oid, space)
-        self._readers.lost(obj.oid)
+        self.readers.lost(obj.oid)
         freed = self._objects.drop(obj.oid)
         space.ledger.free(freed or 0)
         obj.forget_pages()
@@ -297,7 +295,7 @@ class Contents:
         if obj.pages.count:
             self.lose_file(obj, FileNotFoundError())
         else:  # all pages were dropped as damaged before, but the kernel may have the old file open
-            self._readers.lost(obj.oid)
+            self.readers.lost(obj.oid)
 
     async def _remove_unreadable(self, oid: bytes, space: Space) -> None:
         if oid not in self.hierarchy.removing:
@@ -372,6 +370,7 @@ class Contents:
             busy = obj.flights or oid in self.hierarchy.removing
             if obj.space is None or obj.pages.count == 0 or busy or not self.can_install(new_key, new_version):
                 return new if oid == new else None
+            self.readers.take_back(oid)
             obj.space.directory.rename(oid, new)
             self._objects.drop(oid)
         except OSError as exc:

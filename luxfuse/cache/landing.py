@@ -71,7 +71,8 @@ class Landing:
         if space is not None and stored.file_number:
             obj.file_number = stored.file_number
             allocated = self._record(obj, flight.pages, stored, flight.length)
-        if flight.keep_in_memory or not allocated:
+        unasked = allocated > 0 and self._contents.readers.landed(obj, flight.pages)
+        if (flight.keep_in_memory and not unasked) or not allocated:
             for page in flight.pages:
                 if not (allocated and page in flight.taken):
                     self._recent.put(obj.oid, page, flight.page(page))

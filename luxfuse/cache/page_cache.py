@@ -170,8 +170,9 @@ class PageCache:
         still_so = distrusts == obj.distrusts
         if loaded.foreign and not obj.flights and stamp == obj.record.stamp:
             self.contents.trust.distrust(obj)
-        if still_so:
+        if still_so and loaded.verified:
             obj.trusted.update(loaded.verified)
+            self.contents.readers.landed(obj, range(min(loaded.verified), max(loaded.verified) + 1))
         self.counters.verified_bytes += len(loaded.verified) * PAGE_BYTES
         if loaded.damaged:
             self.contents.trust.mend(obj, loaded.damaged)
@@ -189,6 +190,25 @@ class PageCache:
     async def _on_disk(self, job: Callable[[], T]) -> T:
         """Run what reads a cache file in a thread. Raises `NoDescriptors`, OSError."""
         return await patiently(lambda: trio.to_thread.run_sync(job, limiter=self._disk_limiter))
+
+    async def open_while_filled(self, obj: CachedObject) -> int | None:
+        """Return a descriptor of the file of an object that is not whole yet, for the caller to close; None: not now.
+
+        Raises `NoDescriptors`.
+        """
+        oid, record, space = obj.oid, obj.record, obj.space
+        if space is None or not obj.file_number:
+            return None
+        try:
+            fd = await self._on_disk(lambda: space.directory.open(oid))
+        except OSError:  # the next one that reads it finds out more
+            return None
+        st = os.fstat(fd)
+        there = self.still_there(obj, oid, record, space) and oid not in self.hierarchy.removing
+        if there and (st.st_ino, st.st_size) == (obj.file_number, obj.size):
+            return fd
+        os.close(fd)
+        return None
 
     async def open_for_kernel(self, obj: CachedObject) -> int | None:
         """Return a descriptor of the whole object's verified file, for the caller to close; None if it must be fetched."""

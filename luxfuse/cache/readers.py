@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from luxfuse.cache.cached import CachedObject
+
 
 class Readers(Protocol):
     """The kernel's side, which has files of the cache open."""
@@ -17,6 +19,15 @@ class Readers(Protocol):
     def lost(self, oid: bytes) -> None:
         """The file of an object is gone: what has it open reads on, but it is not the object's file any more."""
 
+    def landed(self, obj: CachedObject, pages: range) -> bool:
+        """More pages of an object are on disk, or known to be good; returns whether they are not asked for from now on."""
+
+    def take_back(self, oid: bytes) -> None:
+        """What is read of an object's file while we know of its opens is to be asked for again, page by page.
+
+        Its bytes may be others than were written, or it is about to have another id.
+        """
+
 
 class NoReaders:
     """`Readers` of a cache that nobody reads from yet."""
@@ -29,4 +40,11 @@ class NoReaders:
         """Nothing was opened."""
 
     def lost(self, _oid: bytes) -> None:
+        """Nothing is open."""
+
+    def landed(self, _obj: CachedObject, _pages: range) -> bool:
+        """Nothing is open."""
+        return False
+
+    def take_back(self, _oid: bytes) -> None:
         """Nothing is open."""

@@ -20,9 +20,12 @@ Save = Callable[[CachedObject, range | None], None]
 class Trust:
     """The trust in the objects of one mount's cache."""
 
-    def __init__(self, save: Save, epoch: int, counters: Counters) -> None:
-        """``epoch``: the present one; ``counters``: to count damaged pages in."""
+    def __init__(
+        self, save: Save, epoch: int, counters: Counters, take_back: Callable[[bytes], None] = lambda _oid: None
+    ) -> None:
+        """``epoch``: the present one; ``counters``: to count damaged pages in; ``take_back``: see `Readers`."""
         self._save = save
+        self._take_back = take_back
         self.epoch = epoch
         self._counters = counters
 
@@ -34,6 +37,7 @@ class Trust:
 
     def distrust(self, obj: CachedObject) -> None:
         """Somebody else wrote to the file: check each page before it is read, and all before the kernel gets the file."""
+        self._take_back(obj.oid)
         obj.trusted.clear()
         obj.distrusts += 1
         obj.record.epoch = 0
@@ -59,6 +63,7 @@ class Trust:
         """Forget damaged pages, so that they are fetched again."""
         log.warning("%d damaged page(s) of %r in the cache; fetching them again", len(damaged), obj.record.key)
         self._counters.checksum_failures += len(damaged)
+        self._take_back(obj.oid)
         for page in damaged:
             if obj.pages.has(page):
                 obj.pages.remove(page)

@@ -44,6 +44,11 @@ class Sequence:
         return self._window
 
     @property
+    def streams(self) -> bool:
+        """Whether the last READs were those of a stream, which is not at its end."""
+        return self._window > 0 and self._next < self._size
+
+    @property
     def behind(self) -> bool:
         """Whether a READ waits for something that was not taken: `take` it now, in requests as large as the others."""
         return self._window > 0 and self._begun < min(self._next, self._size)

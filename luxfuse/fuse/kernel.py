@@ -194,11 +194,11 @@ class KernelSide:
             self._close(slot.backing_id)  # programs that have it open keep it
             passthrough.give_back(slot.number)
 
-    def lend(self, inode: int, fd: int) -> bool:
+    def lend(self, inode: int, fd: int, filling_bytes: int = 0) -> bool:
         if not self.serves_bytes:
             return False
         try:
-            passthrough.lend(inode, fd)
+            passthrough.lend(inode, fd, filling_bytes)
         except OSError as exc:
             if is_shortage(exc):
                 shortages.note("the reads of an open file go through Python")
@@ -206,6 +206,9 @@ class KernelSide:
             log.warning("the reads of an open file go through Python: %s", exc.strerror)
             return False
         return True
+
+    def fill(self, inode: int, pages: range) -> None:
+        passthrough.fill(inode, pages.start, len(pages))
 
     def take_back(self, inode: int) -> None:
         passthrough.take_back(inode)

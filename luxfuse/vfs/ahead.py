@@ -152,14 +152,15 @@ class FillBehind:
     def consider(self, obj: CachedObject) -> None:
         """Start to fill ``obj`` if enough of it has been read and it can become whole."""
         here_bytes = obj.cached_bytes + len(obj.flights) * PAGE_BYTES
-        if obj.oid in self._filling or obj.whole or here_bytes < FILL_AFTER_BYTES or not self._fits(obj):
+        if obj.oid in self._filling or obj.whole or here_bytes < FILL_AFTER_BYTES or not self.fits(obj):
             return
         self._filling.add(obj.oid)
         shared = self._cache.acquire(obj.record.key, obj.record.version, obj.size)
         assert shared is obj
         self._nursery.start_soon(self._fill, obj)
 
-    def _fits(self, obj: CachedObject) -> bool:
+    def fits(self, obj: CachedObject) -> bool:
+        """Whether an object can become whole."""
         hierarchy = self._cache.hierarchy
         most = hierarchy.largest_bytes if obj.space is None else obj.space.capacity_bytes
         missing = obj.size - obj.cached_bytes
@@ -187,7 +188,7 @@ class FillBehind:
             self._cache.release(obj)
 
     def _wanted(self, obj: CachedObject) -> bool:
-        if obj.whole or not self._fits(obj):
+        if obj.whole or not self.fits(obj):
             return False
         others = obj.users - 1
         return others > 0 or obj.pages.count * PAGE_BYTES >= obj.size * ON_THEIR_OWN

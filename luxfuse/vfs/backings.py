@@ -209,7 +209,7 @@ class Backings:
 
     def may_adopt(self, inode: int, oid: bytes) -> bool:
         """Whether the object's file may be written to: no other inode has it as its backing, nor the inode another."""
-        self._copied.take_back(oid)
+        self._copied.lent.take_back(oid)
         backing = self._backings.get(inode)
         if backing is not None and backing.oid != oid and not self.retire_idle(inode):
             return False
@@ -326,14 +326,22 @@ class Backings:
 
         What copied opens read of it comes from us from then on.
         """
-        self._copied.take_back(oid)
+        self._copied.lent.take_back(oid)
         return all(self.retire_idle(inode) for inode in list(self._by_object.get(oid, ())))
 
     def lost(self, oid: bytes) -> None:
         """The cache has lost an object's file: the inodes that have it open read on, and nothing may be written to it."""
-        self._copied.take_back(oid)
+        self._copied.lent.take_back(oid)
         for inode in list(self._by_object.get(oid, ())):
             self._lose(inode)
+
+    def landed(self, obj: CachedObject, pages: range) -> bool:
+        """More pages of an object can be read from disk; returns whether the lanes answer for them."""
+        return self._copied.lent.landed(obj, pages)
+
+    def take_back(self, oid: bytes) -> None:
+        """What copied opens read of an object comes from us from now on."""
+        self._copied.lent.take_back(oid)
 
     def _lose(self, inode: int) -> None:
         self._set_object(inode, self._backings[inode], None)
@@ -344,7 +352,7 @@ class Backings:
 
         An inode that the kernel has open can have no other file, so its name stands for a new one.
         """
-        self._copied.take_back_all()
+        self._copied.lent.take_back_all()
         for inode, backing in list(self._backings.items()):
             if backing.oid is not None and is_lost(backing.oid) and not self.retire_idle(inode):
                 self._lose(inode)
@@ -375,8 +383,7 @@ class Backings:
 
     def _note_uses(self, inodes: Sequence[int]) -> None:
         for inode in inodes:
-            backing = self._backings.get(inode)
-            if backing is not None:
+            if (backing := self._backings.get(inode)) is not None:
                 if backing.oid is not None:
                     self._cache.touch_by_id(backing.oid)
                     self.note_open(backing.oid)
@@ -388,6 +395,6 @@ class Backings:
 
     def forget_all(self) -> None:
         """Take every backing away, at the last close where the inode is open: the volume or a cache directory ends."""
-        self._copied.take_back_all()
+        self._copied.lent.take_back_all()
         for inode in list(self._backings):
             self._lose(inode)

@@ -1,21 +1,15 @@
 """Opens that are copied: the kernel has each READ and WRITE of them answered by the daemon.
 
-Once their object is whole its file is *lent* to the lanes, which then answer the READs (`Kernel.lend`). It is taken back
-before anything becomes of that file: the last open ends, the inode is written to or moved, or the cache wants to change or
-move the file (`Readers.may_drop`).
+The lanes answer READs of those whose file they are lent (`vfs.lending`).
 """
 
 from __future__ import annotations
 
-import logging
-import math
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import trio
 
-from luxfuse.cache import descriptors
 from luxfuse.cache.cached import CachedObject
 from luxfuse.cache.page_cache import PageCache
 from luxfuse.cache.staged import StagedBytes
@@ -27,35 +21,10 @@ from luxfuse.types import Buffer
 from luxfuse.vfs.ahead import FillBehind
 from luxfuse.vfs.errors import BadHandle, Stale
 from luxfuse.vfs.kernel import Kernel
+from luxfuse.vfs.lending import CopiedInode, Lendings
 from luxfuse.vfs.namespace import Namespace
 from luxfuse.vfs.streaming import StreamsAhead
 from luxfuse.vfs.will import CopiedFact, Will
-
-log = logging.getLogger(__name__)
-
-LENT_SHARE = 4
-"""Lent files may take so large a part of the descriptors: one in four. Others are read as before."""
-OFFER_AGAIN_S = 10.0
-"""After so long a file is offered again that could not be opened for want of descriptors."""
-
-
-@dataclass(slots=True)
-class CopiedInode:
-    """An inode with copied opens: they share the object, and keep the entry's version readable."""
-
-    entry: Entry
-    obj: CachedObject | None
-    staged: StagedBytes | None = None
-    """While the file is written to: its content, instead of the object's."""
-    opens: int = 0
-    nameless: bool = False
-    """Whether it was removed."""
-    lent: bytes | None = None
-    """The cached object whose file is lent to the lanes."""
-    offered: CachedObject | None = None
-    """The object whose file is lent, or is about to be, or was refused: it is not offered again."""
-    not_before_s: float = -math.inf
-    """When it may be offered, by the event loop's clock."""
 
 
 @dataclass(slots=True, eq=False)
@@ -64,6 +33,15 @@ class _Handle:
     shared: CopiedInode
     sequence: Sequence
     writing: bool
+    streams: bool = False
+    """Whether it was a stream at its last READ, and so is counted in `CopiedInode.streams`."""
+
+    def note_pattern(self, *, ended: bool = False) -> None:
+        """Count it as a stream, or no more."""
+        streams = self.sequence.streams and not ended
+        if streams != self.streams:
+            self.shared.streams += 1 if streams else -1
+            self.streams = streams
 
     @property
     def obj(self) -> CachedObject | None:
@@ -87,8 +65,6 @@ class CopiedOpens:
     ) -> None:
         self._will = will or Will(None, 0)
         self._namespace = namespace
-        self._kernel = kernel
-        self._nursery = nursery
         self._cache = cache
         self._behind = behind
         self._streams = StreamsAhead(cache=cache, most_bytes=min(readahead_bytes, cache.budget.limit_bytes * 3 // 4))
@@ -98,10 +74,7 @@ class CopiedOpens:
         self._next_handle = 1
         self._deferred: dict[str, int] = {}
         """Inodes that are read, by the key of an object that is to be removed afterwards."""
-        self._lent: dict[bytes, set[int]] = {}
-        """Inodes by the object whose file is lent for them."""
-        self._lendings = 0
-        """How many inodes that are, each of which takes a descriptor."""
+        self.lent = Lendings(cache=cache, kernel=kernel, behind=behind, nursery=nursery, inodes=self._inodes)
         self._closed: Callable[[int], None] = _no_listener
         self.opened = self.stale_reads = 0
         """Opens, and reads that found the object replaced: both rise from the start on."""
@@ -176,18 +149,17 @@ class CopiedOpens:
         if obj is None:
             return b""
         state.sequence.advance(offset, length, obj.size)
+        state.note_pattern()
         try:
             if not obj.whole:
                 self._streams.catch_up(state)
-                self._cache.start(obj, pages_of(offset, min(length, obj.size - offset)))
+                wanted = pages_of(offset, min(length, obj.size - offset))
+                self._cache.start(obj, wanted)
                 self._streams.moved_on(state)
                 self._behind.consider(obj)
-            elif state.shared.offered is not obj and trio.current_time() >= state.shared.not_before_s:
-                state.shared.offered = obj
-                if self._cache.is_verified(obj):
-                    await self._lend(state.inode, state.shared, obj)
-                else:  # that may take long for a large file
-                    self._nursery.start_soon(self._lend, state.inode, state.shared, obj)
+                self.lent.asked_for(state.inode, state.shared, obj, wanted)
+            else:
+                await self.lent.offer(state.inode, state.shared, obj)
             return await self._cache.read(obj, offset, length, early=True)
         except (VersionChanged, NotFound):
             self._namespace.belief.expire(state.inode)
@@ -200,9 +172,10 @@ class CopiedOpens:
         if state is None:
             raise BadHandle(f"file handle {handle} is not open")
         self._streams.drop(state)
+        state.note_pattern(ended=True)
         state.shared.opens -= 1
         if state.shared.opens == 0:
-            self._take_back(state.inode, state.shared)
+            self.lent.end(state.inode, state.shared)
             del self._inodes[state.inode]
             self._will.not_copied(state.inode)
             if state.shared.obj is not None:
@@ -220,77 +193,13 @@ class CopiedOpens:
             raise BadHandle(f"file handle {handle} is not open")
         return state
 
-    # -- files lent to the lanes
-
-    async def _lend(self, inode: int, shared: CopiedInode, obj: CachedObject) -> None:
-        """Have the lanes answer the READs of an inode whose object is whole. The file may have to be verified first."""
-        obj = self._cache.acquire(obj.record.key, obj.record.version, obj.size)  # the last open may end meanwhile
-        try:
-            fd = await self._cache.open_for_kernel(obj)
-        except descriptors.NoDescriptors:  # which was logged; reads go on as before
-            self._offer_later(shared, obj)
-            return
-        except Exception:
-            log.exception("lending the file of %r failed in an unexpected way", obj.record.key)
-            return
-        except BaseException:  # the reader was interrupted: the next one offers it again
-            if shared.offered is obj:
-                shared.offered = None
-            raise
-        finally:
-            self._cache.release(obj)
-        # No wait from here on: the object is whole, and its file the one that was opened.
-        still = self._inodes.get(inode) is shared and shared.offered is obj and shared.staged is None
-        if fd is None:
-            if still:
-                shared.offered = None  # damaged pages were dropped: when they are there again
-            return
-        try:
-            room = self._lendings < descriptors.limit() // LENT_SHARE
-            if still and shared.lent is None and room and self._kernel.lend(inode, fd):
-                shared.lent = obj.oid
-                self._lent.setdefault(obj.oid, set()).add(inode)
-                self._lendings += 1
-        except descriptors.NoDescriptors:
-            self._offer_later(shared, obj)
-        finally:
-            os.close(fd)
-
-    @staticmethod
-    def _offer_later(shared: CopiedInode, obj: CachedObject) -> None:
-        if shared.offered is obj:
-            shared.offered, shared.not_before_s = None, trio.current_time() + OFFER_AGAIN_S
-
-    def _take_back(self, inode: int, shared: CopiedInode) -> None:
-        """Answer the READs of an inode here again; its file may be lent anew if it is whole then."""
-        shared.offered = None
-        if shared.lent is None:
-            return
-        self._kernel.take_back(inode)
-        inodes = self._lent[shared.lent]
-        inodes.remove(inode)
-        self._lendings -= 1
-        if not inodes:
-            del self._lent[shared.lent]
-        shared.lent = None
-
-    def take_back(self, oid: bytes) -> None:
-        """The file of an object is about to change, to move or to go: nothing is answered from it any more."""
-        for inode in list(self._lent.get(oid, ())):
-            self._take_back(inode, self._inodes[inode])
-
-    def take_back_all(self) -> None:
-        """The volume ends, or a cache directory does: nothing is answered from any file any more."""
-        for inode, shared in self._inodes.items():
-            self._take_back(inode, shared)
-
     # -- changes of a file that is open
 
     def attach_staged(self, inode: int, staged: StagedBytes) -> None:
         """The file begins to be written to: its opens read the staging file from now on."""
         shared = self._inodes.get(inode)
         if shared is not None:
-            self._take_back(inode, shared)
+            self.lent.end(inode, shared)
             shared.staged = staged
 
     def detach_staged(self, inode: int, entry: Entry, key: str) -> None:
@@ -307,7 +216,7 @@ class CopiedOpens:
         """The inode has another key or version now; ``kept``: the cached object of it is the same."""
         shared = self._inodes.get(inode)
         if shared is not None:
-            self._take_back(inode, shared)
+            self.lent.end(inode, shared)
             shared.entry = entry
             if shared.obj is not None and not kept:
                 self._cache.release(shared.obj)

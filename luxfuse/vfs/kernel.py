@@ -54,11 +54,16 @@ class Kernel(Told, Protocol):
     def disinherit(self, inode: int) -> None:
         """Nobody takes that over, and it is forgotten; the kernel reads and writes on where it does so itself."""
 
-    def lend(self, inode: int, fd: int) -> bool:
+    def lend(self, inode: int, fd: int, filling_bytes: int = 0) -> bool:
         """Have READs of copied opens of an inode answered from ``fd``, a whole file; the caller still closes fd.
 
-        False: they come to us as before. The inode must not be lent already. Raises `NoDescriptors`, which it logs.
+        ``filling_bytes``: the size of a file that is still being filled, of which only those pages are read that `fill`
+        tells of. False: they come to us as before. The inode must not be lent already. Raises `NoDescriptors`, which it
+        logs.
         """
+
+    def fill(self, inode: int, pages: range) -> None:
+        """Pages of a file that is lent while it is being filled are there, and stay so until it is taken back."""
 
     def take_back(self, inode: int) -> None:
         """End that, if it was lent: the file may change from now on."""
@@ -161,9 +166,12 @@ class NoKernel(Untold):
     def disinherit(self, inode: int) -> None:
         """There was no predecessor."""
 
-    def lend(self, inode: int, fd: int) -> bool:
+    def lend(self, inode: int, fd: int, filling_bytes: int = 0) -> bool:
         """Refuse."""
         return False
+
+    def fill(self, inode: int, pages: range) -> None:
+        """Nothing is lent."""
 
     def take_back(self, inode: int) -> None:
         """Nothing is lent."""

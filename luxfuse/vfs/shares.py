@@ -89,8 +89,11 @@ class KernelShare:
     def disinherit(self, inode: int) -> None:
         self._kernel.disinherit(self._base | inode)
 
-    def lend(self, inode: int, fd: int) -> bool:
-        return self._kernel.lend(self._base | inode, fd)
+    def lend(self, inode: int, fd: int, filling_bytes: int = 0) -> bool:
+        return self._kernel.lend(self._base | inode, fd, filling_bytes)
+
+    def fill(self, inode: int, pages: range) -> None:
+        self._kernel.fill(self._base | inode, pages)
 
     def take_back(self, inode: int) -> None:
         self._kernel.take_back(self._base | inode)

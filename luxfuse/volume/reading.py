@@ -191,7 +191,7 @@ def build_reading(
         cache.contents.distrust_all(lifecycle.raise_epoch(local.index))
         cache.contents.take_up(space)
 
-    cache.contents.read_by(backings)
+    cache.contents.readers = backings
     hierarchy.shared.on_lost_files.append(lost_files)
     hierarchy.shared.on_unreadable.append(unreadable)
     hierarchy.shared.on_readable.append(readable)

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import trio
 
 from luxfuse.core.ledger import BLOCK_BYTES, allocated_bytes
+from luxfuse.core.spans import pages_of
 from luxfuse.errors import LuxError
 from luxfuse.vfs.attributes import Caller, Stat
 from luxfuse.vfs.errors import NoSuchName
@@ -81,6 +82,8 @@ class FakeKernel:
         self.registered = 0
         self.lent: dict[int, int] = {}
         """Files that copied opens are read from without asking, by inode."""
+        self.filled: dict[int, set[int]] = {}
+        """Of those that are still being filled, the pages that are there."""
         self.lendings = 0
         self.answers = True
         self.offered: dict[tuple[int, bytes], _Offer] = {}
@@ -134,16 +137,23 @@ class FakeKernel:
     def disinherit(self, inode: int) -> None:
         del self.left[inode]
 
-    def lend(self, inode: int, fd: int) -> bool:
+    def lend(self, inode: int, fd: int, filling_bytes: int = 0) -> bool:
         assert inode not in self.lent, "lent twice"
         assert self.cached_opens[inode] > 0, "lent, though it is not open for copying"
         self.lent[inode] = os.dup(fd)
-        self.lendings += 1
+        self.lendings += not filling_bytes
+        if filling_bytes:
+            assert os.fstat(fd).st_size == filling_bytes
+            self.filled[inode] = set()
         return True
+
+    def fill(self, inode: int, pages: range) -> None:
+        self.filled[inode].update(pages)
 
     def take_back(self, inode: int) -> None:
         if (fd := self.lent.pop(inode, None)) is not None:
             os.close(fd)
+        self.filled.pop(inode, None)
 
     def acquire(self, inode: int, valid_s: float, *, writing: bool = False) -> int | None:
         backing = self.table.get(inode)
@@ -360,6 +370,9 @@ class FakeKernel:
         if handle & MARK_FAST:
             return bytes(await fs.read(ref_of(handle), offset, length))
         lent = self.lent.get(self.handles[handle])
+        filled = self.filled.get(self.handles[handle])
+        if filled is not None and not filled.issuperset(pages_of(offset, length)):
+            lent = None
         data = bytes(await fs.read(ref_of(handle), offset, length)) if lent is None else os.pread(lent, length, offset)
         for obj in list(fs._cache.contents._live.values()) if isinstance(fs, FileSystem) else []:
             for flight in [flight for flight in obj.flights.values() if flight.data is not None]:

@@ -74,7 +74,7 @@ bool answer_read(struct lane *lane, const void *request, size_t size)
 		return false;
 	if (!lane->reply && !(lane->reply = malloc(MOST_BYTES)))
 		return false;
-	struct entry *e = table_use(in->nodeid, is_fast(arg->fh), false, 0);
+	struct entry *e = table_use_read(in->nodeid, is_fast(arg->fh), arg->offset, arg->size);
 	if (!e)
 		return false;
 	LANE_PAUSE();

@@ -121,6 +121,7 @@ struct registration {
 	bool notice;
 	struct slot *inherited; /* the slot in which a predecessor has counted opens; the caller's, unless 0 is returned */
 	bool retired;
+	uint64_t filling_bytes; /* size of a lent file that is being filled: only its pages of `table_fill` are there; 0: all is */
 };
 
 int table_register(const struct registration *r);				   /* 0, or an errno; EEXIST */
@@ -134,11 +135,16 @@ int table_retire(uint64_t ino, bool only_idle); /* as `retire` in module.c */
 void table_describe(uint64_t ino, struct open_reply *reply); /* adds backing id and flags, if it is registered */
 long table_opens(uint64_t ino);			/* -1: not registered */
 bool table_intact(uint64_t ino);
+#ifndef FILL_BYTES
+#define FILL_BYTES (1u << 20) /* the page of a file that is being filled. Less in a test. */
+#endif
+bool table_fill(uint64_t ino, uint64_t first, uint64_t count); /* pages are there, of a lent file; false: it is not being filled */
 unsigned long long table_served_opens(void); /* of inodes without a backing id, by lanes and by Python */
 
 /* A registered file in use by a READ, WRITE or write-out, which must end with `table_unuse`. NULL: not to be answered here.
  * `room_bytes`: the most that a WRITE may take on disk, of the room that was granted; 0 for a READ. */
 struct entry *table_use(uint64_t ino, bool fast, bool writing, uint64_t room_bytes);
+struct entry *table_use_read(uint64_t ino, bool fast, uint64_t offset, uint64_t size); /* that, for a READ of this range */
 int entry_fd(const struct entry *e, bool writing);
 bool table_unuse(struct entry *e, bool writing, uint64_t room_bytes); /* whether the file was not retired meanwhile */
 uint64_t table_wrote(struct entry *e, uint64_t offset, uint64_t size); /* bytes up to its end to send to the disk; 0: none */

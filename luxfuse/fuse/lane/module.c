@@ -201,15 +201,23 @@ static PyObject *py_answering(PyObject *self, PyObject *args)
 
 static PyObject *py_lend(PyObject *self, PyObject *args)
 {
-	unsigned long long ino;
+	unsigned long long ino, filling_bytes = 0;
 	int fd;
-	if (!PyArg_ParseTuple(args, "Ki", &ino, &fd))
+	if (!PyArg_ParseTuple(args, "Ki|K", &ino, &fd, &filling_bytes))
 		return NULL;
-	const struct registration registration = { .ino = ino | LENT, .fd = fd };
+	const struct registration registration = { .ino = ino | LENT, .fd = fd, .filling_bytes = filling_bytes };
 	errno = table_register(&registration);
 	if (errno)
 		return PyErr_SetFromErrno(PyExc_OSError);
 	Py_RETURN_NONE;
+}
+
+static PyObject *py_fill(PyObject *self, PyObject *args)
+{
+	unsigned long long ino, first, count;
+	if (!PyArg_ParseTuple(args, "KKK", &ino, &first, &count))
+		return NULL;
+	return PyBool_FromLong(table_fill(ino, first, count));
 }
 
 static PyObject *py_take_back(PyObject *self, PyObject *args)
@@ -599,7 +607,8 @@ static PyMethodDef methods[] = {
 	{ "inherit", py_inherit, METH_VARARGS, "inherit(ino, slot, backing_id, fd, stamp_ns, retired): register an inode with the opens of a slot; fd -1: its file is lost." },
 	{ "give_back", py_give_back, METH_VARARGS, "give_back(slot): a slot of a predecessor is free." },
 	{ "answering", py_answering, METH_VARARGS, "answering(unique): the request whose open Python answers next." },
-	{ "lend", py_lend, METH_VARARGS, "lend(ino, fd): answer READs of the opens of ino that are not counted here from fd, which is duplicated." },
+	{ "lend", py_lend, METH_VARARGS, "lend(ino, fd, filling_bytes=0): answer READs of the opens of ino that are not counted here from fd, which is duplicated; with filling_bytes, its size, only those of pages that `fill` says are there." },
+	{ "fill", py_fill, METH_VARARGS, "fill(ino, first, count) -> whether the file is lent and being filled: these pages of it are there." },
 	{ "take_back", py_take_back, METH_VARARGS, "take_back(ino): end that, if it was lent; what is read afterwards is not answered here." },
 	{ "acquire", py_acquire, METH_VARARGS, "acquire(ino, valid_until_ns, writing=False) -> fh | None: count one more open of a registered inode." },
 	{ "released", py_released, METH_VARARGS, "released(ino, writing=True): count down an open that was acquired for writing, or not; whether there was one." },
@@ -638,7 +647,8 @@ static struct PyModuleDef module = { PyModuleDef_HEAD_INIT, "_passthrough", NULL
 PyMODINIT_FUNC PyInit__passthrough(void)
 {
 	PyObject *m = PyModule_Create(&module);
-	if (m && (PyModule_AddObject(m, "MARK", PyLong_FromUnsignedLongLong(MARK)) < 0 ||
+	if (m && (PyModule_AddIntConstant(m, "FILL_BYTES", FILL_BYTES) < 0 ||
+		  PyModule_AddObject(m, "MARK", PyLong_FromUnsignedLongLong(MARK)) < 0 ||
 		  PyModule_AddObject(m, "MARK_FAST", PyLong_FromUnsignedLongLong(MARK_FAST)) < 0 ||
 		  PyModule_AddObject(m, "MARK_NOFLUSH", PyLong_FromUnsignedLongLong(MARK_NOFLUSH)) < 0 ||
 		  PyModule_AddObject(m, "MARK_CACHE_DIR", PyLong_FromUnsignedLongLong(MARK_CACHE_DIR)) < 0 ||

@@ -19,6 +19,9 @@
  * What a predecessor has left open may have no file here, as that was removed, or cannot be opened now. Its opens count all
  * the same; the kernel reads on where it does so itself, and what comes here goes to Python, which knows what was open.
  *
+ * A file may be lent while it is being filled. Python says which of its pages are there (`table_fill`), each once its bytes
+ * are; READs of others go to Python. A page that is there stays: to end that, all of the file is taken back.
+ *
  * Entries are spread over stripes, each with a lock of its own.
  */
 #include "lane.h"
@@ -52,6 +55,8 @@ struct entry {
 	uint64_t filling_bytes; /* that WRITEs under way were given of it */
 	struct slot *slot; /* NULL: there is no estate, or the file is lent */
 	uint64_t run_start, run_end; /* what was written in sequence, and has not been sent to the disk */
+	uint64_t fill_pages; /* of a file that is being filled: how many `fill` tells of */
+	unsigned char *fill; /* a bit for each that is there; NULL: all is */
 	atomic_ullong read_since; /* bytes, and opens, that lanes answered since `take_busy` last looked */
 	uint32_t opened_since;
 	bool retired;
@@ -142,6 +147,7 @@ static void free_entry(struct entry *e)
 		close(e->fd);
 	if (e->write_fd >= 0)
 		close(e->write_fd);
+	free(e->fill);
 	free(e);
 }
 
@@ -175,9 +181,17 @@ int table_register(const struct registration *r)
 		return ENOMEM;
 	*e = (struct entry){ .ino = r->ino, .backing_id = r->backing_id, .stamp_ns = r->stamp_ns, .valid_until_ns = r->valid_until_ns,
 			     .notice = r->notice, .write_fd = -1, .slot = r->inherited, .retired = r->retired, .inherited = r->inherited };
+	if (r->filling_bytes) {
+		e->fill_pages = (r->filling_bytes + FILL_BYTES - 1) / FILL_BYTES;
+		if (!(e->fill = calloc(e->fill_pages / 8 + 1, 1))) {
+			free(e);
+			return ENOMEM;
+		}
+	}
 	e->fd = fcntl(r->fd, F_DUPFD_CLOEXEC, 3);
 	if (e->fd < 0 && !r->inherited) {
 		const int error = errno;
+		free(e->fill);
 		free(e);
 		return error;
 	}
@@ -401,6 +415,39 @@ struct entry *table_use(uint64_t ino, bool fast, bool writing, uint64_t room_byt
 	}
 	unlock_slot(ino);
 	return e;
+}
+
+/* Whether a file has all of a range that it has at all; its stripe is locked. */
+static bool is_filled(const struct entry *e, uint64_t offset, uint64_t size)
+{
+	const uint64_t end = (offset + size + FILL_BYTES - 1) / FILL_BYTES;
+	for (uint64_t page = offset / FILL_BYTES; page < end && page < e->fill_pages; page++)
+		if (!(e->fill[page / 8] & 1u << page % 8))
+			return false;
+	return true;
+}
+
+struct entry *table_use_read(uint64_t ino, bool fast, uint64_t offset, uint64_t size)
+{
+	if (!fast)
+		ino |= LENT;
+	struct entry *e = *lock_slot(ino);
+	if (e && (e->fd < 0 || (e->fill && !is_filled(e, offset, size))))
+		e = NULL;
+	if (e)
+		e->users++;
+	unlock_slot(ino);
+	return e;
+}
+
+bool table_fill(uint64_t ino, uint64_t first, uint64_t count)
+{
+	struct entry *e = *lock_slot(ino | LENT);
+	const bool filling = e && e->fill;
+	for (uint64_t page = first; filling && page < e->fill_pages && page - first < count; page++)
+		e->fill[page / 8] |= (unsigned char)(1u << page % 8);
+	unlock_slot(ino | LENT);
+	return filling;
 }
 
 int entry_fd(const struct entry *e, bool writing)

@@ -4,7 +4,8 @@
  *   lane_harness fuzz SEED COUNT DIRECTORY     requests of random bytes, and real ones with something wrong
  *
  * A model of each file: its bytes all say its generation, and generations only rise. A READ that the lanes answer must be
- * of one generation, no older than the file's when the READ was sent, unless an open of the lanes holds the file.
+ * of one generation, no older than the file's when the READ was sent, unless an open of the lanes holds the file. Some are
+ * lent while they are filled with the next generation, page by page.
  *
  * A model of each name: its size is its generation. "Python" revokes it, raises the generation, and sends word of that as it
  * would send replies and notices, through the same descriptor. No answer of an older one may be sent after that.
@@ -248,6 +249,28 @@ static void fill(int fd, unsigned long long generation)
 	}
 }
 
+/* The same, while the file is lent. */
+static void fill_lent(uint64_t ino, int fd, unsigned long long generation)
+{
+	unsigned long long words[FILL_BYTES / 8];
+	const struct registration lent = { .ino = ino | LENT, .fd = fd, .filling_bytes = FILE_BYTES };
+	const int error = table_register(&lent);
+	if (error)
+		fail("lend while it is filled", error, (long long)ino);
+	for (unsigned i = 0; i < FILL_BYTES / 8; i++)
+		words[i] = generation;
+	for (unsigned page = 0; page < FILE_BYTES / FILL_BYTES; page++) {
+		if (pwrite(fd, words, sizeof words, (off_t)(page * sizeof words)) != sizeof words)
+			fail("pwrite", errno, 0);
+		sched_yield();
+		if (!table_fill(ino, page, 1))
+			fail("not being filled", (long long)ino, page);
+		sched_yield();
+	}
+	if (table_fill(ino | 1ull << 50, 0, 1) || !table_fill(ino, FILE_BYTES / FILL_BYTES, 1000))
+		fail("filled beyond", (long long)ino, 0);
+}
+
 /* Returns whether the lanes answered a WRITE of 8 bytes; else it went to Python. */
 static bool write_word(uint64_t ino, uint64_t fh, uint64_t offset)
 {
@@ -473,13 +496,17 @@ static void *python(void *argument)
 			if (table_opens(ino) >= 0)
 				break; /* retired and open */
 			table_retire(ino | LENT, false);
-			fill(fd, atomic_load(&generations[file]) + 1);
+			const bool filled = rnd(&state, 2);
+			if (filled)
+				fill_lent(ino, fd, atomic_load(&generations[file]) + 1);
+			else
+				fill(fd, atomic_load(&generations[file]) + 1);
 			atomic_fetch_add(&generations[file], 1);
 			const struct registration r = { .ino = ino, .fd = fd, .valid_until_ns = later_ns(), .notice = rnd(&state, 2) };
 			if ((error = table_register(&r)) != 0)
 				fail("register", error, file);
 			const struct registration lent = { .ino = ino | LENT, .fd = fd };
-			if ((error = table_register(&lent)) != 0)
+			if (!filled && ((error = table_register(&lent)) != 0 || table_fill(ino, 0, 1)))
 				fail("lend", error, file);
 			break;
 		case 2: { /* an open for writing, which ends again */

@@ -20,7 +20,13 @@ HARNESS = Path(__file__).with_name("lane_harness.c")
 TIMEOUT_S = 120
 SHORT_RUN = "-DRUN_BYTES=(49152u+16u)"
 """A file of the model and two words."""
-FEW_ANSWERS = ["-DTRACED=32u", "-DANSWERS_BUDGET=2000u", "-DANSWER_BUCKETS=8u", "-DMISSING_DIRECTORIES=2u"]
+FEW_ANSWERS = [
+    "-DFILL_BYTES=8192u",
+    "-DTRACED=32u",
+    "-DANSWERS_BUDGET=2000u",
+    "-DANSWER_BUCKETS=8u",
+    "-DMISSING_DIRECTORIES=2u",
+]
 """So that there is no room for all names of the model, nor for all that is traced, and lists are long."""
 SEED = 1 + drawn_seed() % ((1 << 31) - 1)
 SEND = "		send_reply(in->unique, 0, &out, sizeof out);\n"
@@ -104,6 +110,7 @@ def test_requests_of_random_bytes(build: Build, tmp_path: Path, sanitizer: str) 
     ("file", "correct", "wrong", "sanitizer"),
     [
         ("table.c", "const bool live = !e->retired;", "const bool live = true;", "address,undefined"),
+        ("table.c", "e->fill && !is_filled(e, offset, size)", "!is_filled(e, offset, size) && false", "address,undefined"),
         ("table.c", "return e->users ? NULL : e;", "return e;", "address,undefined"),
         (
             "table.c", "const int fd = e->writers || e->filling ? -1 : e->write_fd;", "const int fd = e->write_fd;",
@@ -148,10 +155,10 @@ def test_requests_of_random_bytes(build: Build, tmp_path: Path, sanitizer: str) 
         ("asked.c", "r->size > start && !data[r->size - 1]", "r->size > start", "address,undefined"),
     ],
     ids=[
-        "a read after a change", "freed while in use", "closed while written to", "no lock", "blocked after a write",
-        "room that is never filled", "sent to the disk twice", "an open that is not told", "blocked after no write",
-        "a short write", "revoked without waiting", "sent without the lock", "revoked together", "too old",
-        "two names of an inode", "a name that came", "missing for too long", "a set that is freed",
+        "a read after a change", "a page that is not there", "freed while in use", "closed while written to", "no lock",
+        "blocked after a write", "room that is never filled", "sent to the disk twice", "an open that is not told",
+        "blocked after no write", "a short write", "revoked without waiting", "sent without the lock", "revoked together",
+        "too old", "two names of an inode", "a name that came", "missing for too long", "a set that is freed",
         "the end of another open", "the end of an open of before", "a name without an end",
     ],
 )  # fmt: skip

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from luxfuse.fuse.lowlevel import passthrough
+from luxfuse.types import PAGE_BYTES
 
 FAST = passthrough.MARK | passthrough.MARK_FAST
 LATER_NS = time.monotonic_ns() + 3600 * 10**9
@@ -178,6 +179,20 @@ def test_a_file_is_lent_once_and_does_not_count_as_registered(file: int) -> None
     passthrough.lend(inode, file)
     passthrough.take_back(inode)
     assert passthrough.retire(inode) == 42
+
+
+def test_pages_of_a_file_that_is_lent_while_it_is_filled(file: int) -> None:
+    assert passthrough.FILL_BYTES == PAGE_BYTES
+    inode = next(_inodes)
+    assert not passthrough.fill(inode, 0, 1)
+    passthrough.lend(inode, file, 3 << 20)
+    assert passthrough.fill(inode, 0, 1)
+    assert passthrough.fill(inode, 2, 1000)
+    passthrough.take_back(inode)
+    assert not passthrough.fill(inode, 0, 1)
+    passthrough.lend(inode, file)
+    assert not passthrough.fill(inode, 0, 1), "it is whole"
+    passthrough.take_back(inode)
 
 
 def has_writers(fd: int) -> bool:

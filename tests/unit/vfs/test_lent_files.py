@@ -1,4 +1,4 @@
-"""Whole files of copied opens, lent to the lanes: when they are, and that they are taken back before they change."""
+"""Files of copied opens, lent to the lanes: when they are, and that they are taken back before they change."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import trio
 import trio.testing
 
 from luxfuse.index.names import ROOT_INODE
-from luxfuse.vfs import copied
+from luxfuse.vfs import lending
+from luxfuse.vfs.ahead import FillBehind
 from tests.support.fake_store import FakeStore
 from tests.support.harness import Mount, mounted, pages, random_bytes, until
 
@@ -59,7 +60,7 @@ async def test_a_file_is_lent_once_it_is_whole_and_until_it_is_closed(tmp_path: 
 async def test_no_more_are_lent_than_there_are_descriptors_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with mounted(tmp_path, store_of("a", "b")) as m:
         first = await lend(m, "a")
-        monkeypatch.setattr(copied.descriptors, "limit", lambda: copied.LENT_SHARE)
+        monkeypatch.setattr(lending.descriptors, "limit", lambda: lending.LENT_SHARE)
         second = await m.open("b")
         for _ in range(3):
             await m.kernel.read_all(m.fs, second)
@@ -75,13 +76,13 @@ async def test_a_file_is_offered_again_after_a_lack_of_descriptors(
     def fail(*_: object) -> None:
         nonlocal tries
         tries += 1
-        raise copied.descriptors.NoDescriptors("no descriptors are left")
+        raise lending.descriptors.NoDescriptors("no descriptors are left")
 
     async def fail_to_open(_obj: object) -> None:
         fail()
 
     tries = 0
-    monkeypatch.setattr(copied, "OFFER_AGAIN_S", 1000.0)
+    monkeypatch.setattr(lending, "OFFER_AGAIN_S", 1000.0)
     async with mounted(tmp_path, store_of("big")) as m:
         handle = await m.open("big")
         shared = m.files.copied.get(await m.inode("big"))
@@ -139,7 +140,7 @@ async def test_a_file_is_taken_back_before_it_changes(tmp_path: Path, change: st
     async with mounted(tmp_path, driver) as m:
         handle = await lend(m)
         inode = await m.inode("big")
-        (oid,) = m.files.copied._lent
+        (oid,) = m.files.copied.lent._lent
         content = driver.objects["big"][0]
         writing = None
         if change == "write":
@@ -158,3 +159,179 @@ async def test_a_file_is_taken_back_before_it_changes(tmp_path: Path, change: st
             if each == writing:
                 await m.kernel.flush(m.fs, each)
             await m.kernel.release(m.fs, each)
+
+
+# -- while they are filled
+
+
+async def read_here_and_there(m: Mount, handle: int) -> None:
+    """Read all pages of the first half backwards, which is no stream."""
+    for page in reversed(range(20)):
+        await m.kernel.read(m.fs, handle, pages(page), 10)
+
+
+async def lend_filling(m: Mount) -> tuple[int, int]:
+    """Open a file of 40 pages of which half is there, and wait until it is lent; returns handle and inode."""
+    handle, inode = await m.open("big"), await m.inode("big")
+    await read_here_and_there(m, handle)
+    await until(lambda: inode in m.kernel.filled)
+    return handle, inode
+
+
+def large() -> FakeStore:
+    driver = FakeStore()
+    driver.place("big", random_bytes(pages(40), 1))
+    return driver
+
+
+@pytest.fixture
+def not_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is filled behind a reader."""
+    monkeypatch.setattr(FillBehind, "consider", lambda *_: None)
+
+
+@pytest.mark.usefixtures("not_behind")
+async def test_a_file_that_is_being_filled_is_lent_page_by_page(tmp_path: Path) -> None:
+    driver = large()
+    async with mounted(tmp_path, driver) as m:
+        handle, inode = await lend_filling(m)
+        assert m.kernel.filled[inode] == set(range(20))
+        assert await m.kernel.read(m.fs, handle, pages(25), 10) == driver.objects["big"][0][pages(25) :][:10]
+        assert m.kernel.filled[inode] == {*range(20), 25}
+        assert not any(m.cache.recent.get(oid, 25) for oid in m.files.copied.lent._lent), "nobody asks us for it"
+        assert await m.kernel.read_all(m.fs, handle) == driver.objects["big"][0]
+        await m.kernel.release(m.fs, handle)
+        assert not m.kernel.lent
+
+
+@pytest.mark.usefixtures("not_behind")
+async def test_a_stream_is_heard_of_all_that_comes(tmp_path: Path) -> None:
+    driver = large()
+    async with mounted(tmp_path, driver) as m:
+        handle, inode = await lend_filling(m)
+        stream = await m.open("big")
+        shared = m.files.copied.get(inode)
+        assert shared is not None
+        for page in range(24, 30):
+            await m.kernel.read(m.fs, stream, pages(page), pages(1))
+        assert shared.streams == 1
+        assert m.kernel.filled[inode] <= {*range(20), 24}, "a page that was asked for before it was a stream"
+        await m.kernel.read(m.fs, handle, pages(27), 10)
+        assert 27 not in m.kernel.filled[inode]
+        await m.kernel.release(m.fs, stream)
+        assert shared.streams == 0
+        await m.kernel.read(m.fs, handle, pages(27), 10)
+        assert 27 in m.kernel.filled[inode]
+        await m.kernel.release(m.fs, handle)
+
+
+@pytest.mark.usefixtures("not_behind")
+async def test_one_that_was_lent_while_it_was_filled_is_lent_as_a_whole(tmp_path: Path) -> None:
+    driver = large()
+    async with mounted(tmp_path, driver) as m:
+        handle, inode = await lend_filling(m)
+        shared = m.files.copied.get(inode)
+        assert shared is not None
+        shared.streams += 1  # so that the lanes are told of nothing
+        for page in range(20, 40):
+            await m.kernel.read(m.fs, handle, pages(page), 10)
+        shared.streams -= 1
+        await m.kernel.read(m.fs, handle, pages(30), 10)
+        await until(lambda: m.kernel.lendings == 1)
+        assert (inode in m.kernel.lent, inode in m.kernel.filled) == (True, False)
+        await m.kernel.release(m.fs, handle)
+
+
+@pytest.mark.usefixtures("not_behind")
+@pytest.mark.parametrize("change", ["write", "drop", "volume", "distrusted", "damaged", "replaced"])
+async def test_a_file_that_is_being_filled_is_taken_back_before_it_changes(
+    tmp_path: Path, change: str, expected_logs: list[str]
+) -> None:
+    driver = large()
+    if change == "damaged":
+        expected_logs.append("damaged page")
+    async with mounted(tmp_path, driver) as m:
+        handle, inode = await lend_filling(m)
+        shared = m.files.copied.get(inode)
+        assert shared is not None
+        obj = shared.obj
+        assert obj is not None
+        content, writing = driver.objects["big"][0], None
+        if change == "write":
+            writing = await m.kernel.open(m.fs, inode, os.O_RDWR)
+            await m.kernel.write(m.fs, writing, 5, b"new")
+            content = content[:5] + b"new" + content[8:]
+        elif change == "drop":
+            assert m.files.backings.may_drop(obj.oid)
+        elif change == "volume":
+            m.files.backings.forget_all()
+        elif change == "distrusted":
+            m.cache.contents.trust.distrust(obj)
+        elif change == "damaged":
+            m.cache.contents.trust.mend(obj, (3,))
+        else:
+            obj.file_number += 1
+            m.cache.contents.readers.landed(obj, range(3, 4))
+            obj.file_number -= 1
+        assert inode not in m.kernel.lent
+        assert await m.kernel.read_all(m.fs, handle) == content
+        for each in filter(None, (handle, writing)):
+            if each == writing:
+                await m.kernel.flush(m.fs, each)
+            await m.kernel.release(m.fs, each)
+
+
+@pytest.mark.usefixtures("not_behind")
+async def test_pages_that_somebody_else_may_have_written_are_not_lent(tmp_path: Path) -> None:
+    driver = large()
+    async with mounted(tmp_path, driver) as m:
+        handle, inode = await m.open("big"), await m.inode("big")
+        await m.kernel.read(m.fs, handle, pages(30), 10)
+        shared = m.files.copied.get(inode)
+        assert shared is not None
+        assert shared.obj is not None
+        assert shared.obj.trusted
+        shared.obj.trusted.clear()
+        await read_here_and_there(m, handle)
+        await until(lambda: inode in m.kernel.filled)
+        assert 30 not in m.kernel.filled[inode]
+        m.cache.recent.discard(shared.obj.oid, 30)
+        await m.kernel.read(m.fs, handle, pages(30), 10)
+        assert 30 in m.kernel.filled[inode], "it was verified"
+        await m.kernel.release(m.fs, handle)
+
+
+@pytest.mark.usefixtures("not_behind")
+async def test_a_file_that_will_not_be_whole_is_not_lent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FillBehind, "fits", lambda *_: False)
+    async with mounted(tmp_path, large()) as m:
+        handle = await m.open("big")
+        await read_here_and_there(m, handle)
+        await trio.testing.wait_all_tasks_blocked()
+        assert not m.kernel.lent
+        await m.kernel.release(m.fs, handle)
+
+
+@pytest.mark.usefixtures("not_behind")
+async def test_a_lack_of_descriptors_puts_the_lending_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def fail(_obj: object) -> None:
+        nonlocal tries
+        tries += 1
+        raise lending.descriptors.NoDescriptors("no descriptors are left")
+
+    tries = 0
+    monkeypatch.setattr(lending, "OFFER_AGAIN_S", 1000.0)
+    async with mounted(tmp_path, large()) as m:
+        handle = await m.open("big")
+        with monkeypatch.context() as patched:
+            patched.setattr(m.cache, "open_while_filled", fail)
+            await read_here_and_there(m, handle)
+            await read_here_and_there(m, handle)
+            await until(lambda: tries == 1)
+        shared = m.files.copied.get(await m.inode("big"))
+        assert shared is not None
+        shared.not_before_s = trio.current_time()
+        await read_here_and_there(m, handle)
+        await until(lambda: m.kernel.filled)
+        assert tries == 1
+        await m.kernel.release(m.fs, handle)
