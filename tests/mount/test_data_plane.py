@@ -93,6 +93,33 @@ def test_a_large_file_that_stays_open_is_read_without_python_once_it_is_whole(
     assert mount.status()["fuse"]["errors"] == 0
 
 
+def test_what_is_there_of_a_file_that_is_being_filled_is_read_without_python(
+    mounting: Mounts, s3: FastS3, bucket: str
+) -> None:
+    page = content("page", MIB - 4)
+    data = b"".join(number.to_bytes(4, "big") + page for number in range(64))
+    put(s3, bucket, "large", data)
+    mount = mounting(f"s3://{bucket}", endpoint_url=s3.endpoint, options={"bandwidth-limit": "3MiB"})
+    reader, path = mount.reader(), f"{mount.path}/large"
+    reader("open", "it", path)
+    blocks = iter(range(1, 256))
+
+    def look() -> None:
+        """Read what nobody has read yet of nine pages, here and there."""
+        block = next(blocks)
+        for number in (3, 50, 20, 37, 11, 60, 29, 45, 7):
+            offset = number * MIB + block * 4096 - 2048
+            assert reader("pread", "it", offset, 4096) == digest(data[offset : offset + 4096])
+
+    def all_by_lanes() -> bool:
+        before = answered(mount)[1]
+        look()
+        return answered(mount)[1] == before + 9
+
+    wait_for("the lanes answer", all_by_lanes)
+    assert mount.status()["fuse"]["errors"] == 0
+
+
 def test_a_lent_file_that_is_written_to_or_replaced_shows_the_change(mounting: Mounts, s3: FastS3, bucket: str) -> None:
     data = content("large", LARGE)
     put(s3, bucket, "large", data)
