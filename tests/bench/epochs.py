@@ -27,6 +27,7 @@ from tests.bench.processes import processor_s
 from tests.support.fast_s3 import FastS3
 from tests.support.mounted import Mount
 
+WHAT = ("latency", "cold")
 FILES, FILE_BYTES = 2000, 100 << 10
 COLD_FILES, COLD_BYTES = 20_000, 16 << 10
 COLD_TURNS = 2
@@ -189,13 +190,14 @@ def cold(workers: int, latency_ms: float) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=("latency", "cold"), nargs="*", default=("latency", "cold"))
+    parser.add_argument("what", choices=(*WHAT, "all"), nargs="*", default="all")
     parser.add_argument("--workers", type=int, default=4)
     parser.add_argument("--step-ms", type=float, default=8.0, help="how long the accelerator works on a batch of 16")
     given = parser.parse_args()
-    if "latency" in given.what:
+    what = WHAT if "all" in given.what else given.what
+    if "latency" in what:
         latency(given.workers, given.step_ms / 1000)
-    if "cold" in given.what:
+    if "cold" in what:
         cold(8, 0)
         cold(8, 20)
 

@@ -15,6 +15,7 @@ from tests.mount.test_keeper import DIED
 from tests.support.cluster_mounts import address, cluster_status, join_flags, make_key, name, nodes, see_each_other, start
 from tests.support.fault_proxy import FaultProxy
 from tests.support.mounted import MIB, Mount, Mounts, content, digest, wait_for
+from tests.support.watching import Watching
 
 
 @pytest.fixture
@@ -109,8 +110,14 @@ def test_a_node_that_is_unmounted_says_good_bye_and_one_with_another_key_is_nobo
     mounting: Mounts, s3, bucket: str, fill, key: Path, tmp_path: Path
 ) -> None:
     data = content("x", 100_000)
-    fill({"file": data})
+    fill({"file": data} | {f"more/{n}": content(n, 5000) for n in range(40)})
     a, b = start(mounting, f"s3://{bucket}", 2, key, endpoint_url=s3.endpoint)
+    with Watching(b) as watching:
+        for n in range(40):  # one of a home elsewhere comes soon
+            assert a.read(f"more/{n}") == b.read(f"more/{n}")
+            if watching.wait_for(rf" open more/{n} .*\bfrom (\w+)")[1] == "nodes":
+                break
+        assert watching.found(r" open more/\d+ .*, 4.9 KiB from nodes"), watching.lines
     mounting.expected_logs += [r"another key|wrong key|TLS failed|rejected"]
     stranger = mounting(f"s3://{bucket}", *join_flags(make_key(tmp_path / "other"), [address(a)]), endpoint_url=s3.endpoint)
     assert stranger.read("file") == a.read("file") == digest(data)

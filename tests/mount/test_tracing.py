@@ -138,6 +138,9 @@ def test_what_the_command_prints_is_what_was_done(
         watching.wait_for(f"{whose} mkdir made {took}")
         watching.wait_for(f"{whose} rmdir ssd {took}, ENOTEMPTY")
         watching.wait_for(f"{whose} rename ssd/file -> made/here {took}")
+        mount.do("create", f"{mount.path}/made/new")
+        watching.wait_for(f"{whose} create made/new {took}")
+        watching.wait_for(f"{whose} flush made/new {took}")
         assert watching.found(f"{whose} lookup is it watched {took}.*, ENOENT")
 
 
