@@ -33,3 +33,12 @@ class Concurrency:
         self._recent.append(seconds / max(1.0, size_bytes / MIB))
         wanted = int(min(self._recent) * REQUESTS_PER_S_OF_LATENCY)
         self.limit = max(self._low, min(self._high, wanted))
+
+
+def in_a_turn(files: int, width: int, at_once: int, most: int) -> int:
+    """How many of so many small files a thread fetches in one turn, which costs more than the request for one of them.
+
+    ``at_once`` of a turn are under way together, the others of it after them. So as few as it takes to have ``width``
+    requests under way; but ``at_once`` at least, and ``most`` at most.
+    """
+    return max(at_once, min(most, -(-files * at_once // width)))

@@ -15,6 +15,7 @@ import os
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import accumulate
 
 import trio
 
@@ -29,7 +30,7 @@ from luxfuse.orders.finding import Finder
 from luxfuse.orders.load import EXPECT_FROM
 from luxfuse.orders.load_files import TOGETHER_BYTES
 from luxfuse.orders.room_ahead import RoomAhead
-from luxfuse.orders.window import Window
+from luxfuse.orders.window import TOGETHER, Window
 from luxfuse.types import PAGE_BYTES, Kind
 from luxfuse.vfs.backings import Backings
 from luxfuse.vfs.dirty import DirtyEntries
@@ -45,6 +46,9 @@ AWAY_S = 1.0
 SILENT_S = 3600.0
 """A schedule of which nothing is told and nothing opened for so long ends. Its program may have left, and its connection be
 held by a process that it has forked."""
+
+_PutBy = tuple[CachedObject, Callable[[int], None]]
+"""A file, and what is to be called at the end of its request."""
 
 
 class Following:
@@ -79,8 +83,8 @@ class Following:
         self._news = trio.Event()
         self._has_news = False
         self._hear()
-        self._together: list[tuple[CachedObject, Callable[[int], None]]] = []
-        self._together_bytes = 0
+        self._together: list[_PutBy] = []
+        """Small files that are fetched once a whole batch of names has been looked at: see `Window.spread`."""
         self.directories: OrderedDict[int, None] = OrderedDict()
         """Those in which files were told lately."""
         self.files = self.bytes = self.failed = 0
@@ -202,13 +206,12 @@ class Following:
         if obj.pages.total <= RUN_PAGES and not any(self._cache.has_begun(obj, page) for page in range(obj.pages.total)):
             if not any(other is obj for other, _ in self._together):
                 self._together.append((obj, on_end))
-                self._together_bytes += entry.size
             else:
                 self._cache.release(obj)
-            if len(self._together) >= self._window.together or self._together_bytes >= TOGETHER_BYTES:
-                await self._fetch_together()
             return
         try:
+            if len(self._together) >= TOGETHER:
+                await self._fetch_together()
             await self._fetch(obj, pages, on_end)
         finally:
             self._cache.release(obj)
@@ -225,13 +228,22 @@ class Following:
 
     async def _fetch_together(self) -> None:
         """Begin to fetch the small files that were put by."""
-        if not self._together:
-            return
-        await self._window.room()
-        await self._room.make(sum(allocated_bytes(obj.size) for obj, _ in self._together))
-        together, self._together, self._together_bytes = self._together, [], 0
-        small = []
-        for obj, on_end in together:
+        each = self._window.spread(len(self._together))
+        while self._together:
+            await self._window.room()
+            await self._room.make(sum(allocated_bytes(obj.size) for obj, _ in self._turn(each)))
+            turn = self._turn(each)
+            del self._together[: len(turn)]
+            self._fetch_in_a_turn(turn)
+
+    def _turn(self, each: int) -> list[_PutBy]:
+        """The next of those that were put by: so many at most, with so few bytes that a slow line brings them in time."""
+        sizes = accumulate(obj.size for obj, _ in self._together)
+        return [put_by for put_by, size in zip(self._together[:each], sizes, strict=False) if size <= TOGETHER_BYTES]
+
+    def _fetch_in_a_turn(self, turn: Sequence[_PutBy]) -> None:
+        small: list[_PutBy] = []
+        for obj, on_end in turn:
             if any(self._cache.has_begun(obj, page) for page in range(obj.pages.total)):
                 self._cache.release(obj)  # somebody has opened it since
             else:

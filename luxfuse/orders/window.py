@@ -6,6 +6,7 @@ import trio
 
 from luxfuse.cache.cached import Flight
 from luxfuse.cache.page_cache import PageCache
+from luxfuse.core.concurrency import in_a_turn
 from luxfuse.core.large_runs import LargeRuns
 from luxfuse.understore.retrying import Store
 
@@ -41,6 +42,11 @@ class Window:
     def together(self) -> int:
         """How many small files to fetch in one turn of a thread."""
         return TOGETHER if self._others_wait or not self._store.fetches_small else AT_ONCE
+
+    def spread(self, files: int) -> int:
+        """How many of so many small files, all of which are wanted soon, to fetch in one turn of a thread."""
+        at_once = TOGETHER if self._store.fetches_small else 1
+        return in_a_turn(files, self._store.width, at_once, self.together)
 
     def _has_room(self, size_bytes: int) -> bool:
         budget = self._cache.budget

@@ -47,7 +47,7 @@ def test_runs_on_a_mount(mounting: Mounts, proxy: FaultProxy, bucket: str, name:
 
     def run(*arguments: Any) -> str:
         command = [sys.executable, str(EXAMPLES / name), *map(str, arguments)]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False, cwd="/")
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=540, check=False, cwd="/")
         assert done.returncode == 0, done.stderr[-3000:]
         return done.stdout
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from luxfuse.core.concurrency import WINDOW, Concurrency
+from luxfuse.core.concurrency import WINDOW, Concurrency, in_a_turn
 
 MIB = 1 << 20
 
@@ -41,3 +41,14 @@ def test_the_limit_may_be_below_the_usual_fewest() -> None:
     concurrency = Concurrency(8, 3)
     concurrency.observe(5.0, 0)
     assert concurrency.limit == 3
+
+
+def test_small_files_are_spread_over_as_many_turns_as_keep_the_store_busy() -> None:
+    far, near = 64, 8
+    assert in_a_turn(31, far, 8, 32) == 8, "a turn of 31 would take four times as long as one of 8"
+    assert in_a_turn(256, far, 8, 32) == 32
+    assert in_a_turn(31, near, 8, 32) == 31, "more turns would only cost more"
+    assert in_a_turn(256, near, 8, 32) == 32
+    assert in_a_turn(31, far, 1, 8) == 1
+    assert in_a_turn(31, near, 1, 8) == 4
+    assert in_a_turn(0, far, 8, 32) == 8

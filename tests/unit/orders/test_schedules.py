@@ -66,7 +66,7 @@ async def test_what_comes_next_stays_in_a_cache_that_others_fill(tmp_path: Path)
     async with mounted(tmp_path, store, capacity_bytes=4 * MIB, eviction_policy="lru") as m:
         job = m.schedules.begin(1, None)
         job.tell(names, None)
-        await until(lambda: job.files >= 14)  # of a cache of 4 MiB, a quarter
+        await until(lambda: job.files >= 14 and not job._window._flights)  # of a cache of 4 MiB, a quarter
         ahead = [name for name in names if cached(m, name) == [True]]
         assert ahead == names[: len(ahead)]
         for n in range(120):
