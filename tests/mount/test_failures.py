@@ -21,23 +21,13 @@ def large_data() -> bytes:
     return content("failures large", 24 * MIB)
 
 
-def mounted(mounting: Mounts, proxy: FaultProxy, bucket: str, fill: Any, **options: str) -> Mount:
+@pytest.fixture
+def mount(mounting: Mounts, proxy: FaultProxy, bucket: str, fill: Any) -> Mount:
     fill({"small": SMALL, "large": large_data(), "cached": SMALL, "dir/file": b"x", "tiny": b"tiny"})
-    made = mounting(f"s3://{bucket}", "--negative-ttl", "0s", endpoint_url=proxy.endpoint, options=options)
+    made = mounting(f"s3://{bucket}", "--negative-ttl", "0s", endpoint_url=proxy.endpoint)
     assert made.read("cached") == digest(SMALL)
     assert sorted(made.do("list", str(made.path))) == ["cached", "dir", "large", "small", "tiny"]
     return made
-
-
-@pytest.fixture
-def mount(mounting: Mounts, proxy: FaultProxy, bucket: str, fill: Any) -> Mount:
-    return mounted(mounting, proxy, bucket, fill)
-
-
-@pytest.fixture
-def impatient(mounting: Mounts, proxy: FaultProxy, bucket: str, fill: Any) -> Mount:
-    """For faults that last: on a busy machine, so little patience may be over without any."""
-    return mounted(mounting, proxy, bucket, fill, request_timeout="3s")
 
 
 def index_changed_ns(mount: Mount) -> int:
@@ -75,98 +65,104 @@ def test_passing_faults_do_not_show(mount: Mount, proxy: FaultProxy, fault: str)
 
 
 @pytest.mark.parametrize("fault", ["error", "reset", "stall", "truncate"])
-def test_a_lasting_fault_is_an_error_and_passes(impatient: Mount, proxy: FaultProxy, fault: str) -> None:
+def test_a_lasting_fault_is_an_error_and_passes(mount: Mount, proxy: FaultProxy, fault: str) -> None:
     proxy.only(object_gets)
     proxy.set(**{f"{fault}_probability": 1.0})
-    readers = [impatient.reader() for _ in range(2)]
-    for reader, name in zip(readers, ("small", "large"), strict=True):
-        reader.send("file", f"{impatient.path}/{name}")
-    for reader in readers:
-        with pytest.raises(OSError, match=r"Input/output error"):
-            reader.take()
-    assert impatient.do("stat", f"{impatient.path}/small")["size"] == len(SMALL)
-    assert impatient.read("cached") == digest(SMALL)
+    readers = [mount.reader() for _ in range(2)]
+    for name in ("small", "large"):  # which ask for their attributes, too
+        mount.do("stat", f"{mount.path}/{name}")
+    with mount.impatient():
+        for reader, name in zip(readers, ("small", "large"), strict=True):
+            reader.send("file", f"{mount.path}/{name}")
+        for reader in readers:
+            with pytest.raises(OSError, match=r"Input/output error"):
+                reader.take()
+    assert mount.do("stat", f"{mount.path}/small")["size"] == len(SMALL)
+    assert mount.read("cached") == digest(SMALL)
     proxy.clear()
-    wait_for("reads go on", lambda: impatient.error("file", f"{impatient.path}/small") is None)
-    assert impatient.read("small") == digest(SMALL)
-    assert impatient.read("large") == digest(large_data())
-    wait_for("it says so", lambda: impatient.status()["state"] == "serving")
+    wait_for("reads go on", lambda: mount.error("file", f"{mount.path}/small") is None)
+    assert mount.read("small") == digest(SMALL)
+    assert mount.read("large") == digest(large_data())
+    wait_for("it says so", lambda: mount.status()["state"] == "serving")
 
 
-def test_an_answer_of_another_version_is_refused(impatient: Mount, proxy: FaultProxy) -> None:
+def test_an_answer_of_another_version_is_refused(mount: Mount, proxy: FaultProxy) -> None:
     proxy.only(object_gets)
     proxy.set(wrong_etag='"another"')
     for name in ("small", "large", "tiny"):
-        assert impatient.error("file", f"{impatient.path}/{name}") in ("ESTALE", "EIO"), name
-    assert impatient.read("cached") == digest(SMALL)
+        assert mount.error("file", f"{mount.path}/{name}") in ("ESTALE", "EIO"), name
+    assert mount.read("cached") == digest(SMALL)
     proxy.clear()
     for name, data in (("small", SMALL), ("large", large_data()), ("tiny", b"tiny")):
-        assert impatient.read(name) == digest(data)
+        assert mount.read(name) == digest(data)
 
 
-def test_forbidden_is_not_missing(impatient: Mount, proxy: FaultProxy) -> None:
+def test_forbidden_is_not_missing(mount: Mount, proxy: FaultProxy) -> None:
     proxy.set(error_probability=1.0, error_status=403)
-    assert impatient.error("file", f"{impatient.path}/tiny") == "EACCES"
-    assert impatient.error("stat", f"{impatient.path}/unknown") == "EACCES"
-    assert impatient.read("cached") == digest(SMALL)
+    assert mount.error("file", f"{mount.path}/tiny") == "EACCES"
+    assert mount.error("stat", f"{mount.path}/unknown") == "EACCES"
+    assert mount.read("cached") == digest(SMALL)
     proxy.clear()
-    assert impatient.read("tiny") == digest(b"tiny")
+    assert mount.read("tiny") == digest(b"tiny")
 
 
-def test_outage(impatient: Mount, proxy: FaultProxy) -> None:
-    assert impatient.read("large") == digest(large_data())
+def test_outage(mount: Mount, proxy: FaultProxy) -> None:
+    assert mount.read("large") == digest(large_data())
     proxy.outage(True)
-    reader = impatient.reader()
-    reader.send("file", f"{impatient.path}/small")
-    assert impatient.error("stat", f"{impatient.path}/unknown") == "EIO"
-    with pytest.raises(OSError, match=r"Input/output error"):
-        reader.take()
-    for name, data in (("cached", SMALL), ("large", large_data())):
-        assert impatient.read(name) == digest(data)
-    assert impatient.do("stat", f"{impatient.path}/small")["size"] == len(SMALL)
-    assert sorted(impatient.do("list", str(impatient.path))) == ["cached", "dir", "large", "small", "tiny"]
-    assert impatient.error("list", f"{impatient.path}/dir") == "EIO"  # never listed before
-    status = impatient.status()
-    assert status["state"] == "degraded"
-    assert any("under-store" in reason for reason in status["degraded_reasons"])
+    reader = mount.reader()
+    with mount.impatient():
+        reader.send("file", f"{mount.path}/small")
+        assert mount.error("stat", f"{mount.path}/unknown") == "EIO"
+        with pytest.raises(OSError, match=r"Input/output error"):
+            reader.take()
+        for name, data in (("cached", SMALL), ("large", large_data())):
+            assert mount.read(name) == digest(data)
+        assert mount.do("stat", f"{mount.path}/small")["size"] == len(SMALL)
+        assert sorted(mount.do("list", str(mount.path))) == ["cached", "dir", "large", "small", "tiny"]
+        assert mount.error("list", f"{mount.path}/dir") == "EIO"  # never listed before
+        status = mount.status()
+        assert status["state"] == "degraded"
+        assert any("under-store" in reason for reason in status["degraded_reasons"])
     proxy.outage(False)
-    wait_for("recovery", lambda: impatient.error("file", f"{impatient.path}/small") is None)
-    assert impatient.read("small") == digest(SMALL)
-    wait_for("an honest answer", lambda: impatient.error("stat", f"{impatient.path}/unknown") == "ENOENT")
-    assert impatient.do("list", f"{impatient.path}/dir") == ["file"]
-    assert impatient.status()["state"] == "serving"
+    wait_for("recovery", lambda: mount.error("file", f"{mount.path}/small") is None)
+    assert mount.read("small") == digest(SMALL)
+    wait_for("an honest answer", lambda: mount.error("stat", f"{mount.path}/unknown") == "ENOENT")
+    assert mount.do("list", f"{mount.path}/dir") == ["file"]
+    wait_for("it says so", lambda: mount.status()["state"] == "serving")
 
 
 def test_names_outlive_their_time_in_an_outage(mounting: Mounts, proxy: FaultProxy, bucket: str, fill) -> None:
     fill({"cached": SMALL, "remote": SMALL})
     mount = mounting(
-        f"s3://{bucket}", "--metadata-ttl", "200ms", "--negative-ttl", "200ms", endpoint_url=proxy.endpoint,
-        options={"request_timeout": "1s"},
-    )  # fmt: skip
+        f"s3://{bucket}", "--metadata-ttl", "200ms", "--negative-ttl", "200ms", endpoint_url=proxy.endpoint
+    )
     assert mount.read("cached") == digest(SMALL)
     assert sorted(mount.do("list", str(mount.path))) == ["cached", "remote"]
     proxy.outage(True)
-    give_up_at = time.monotonic() + 4
-    while time.monotonic() < give_up_at:
-        assert mount.read("cached") == digest(SMALL)
-        assert mount.do("stat", f"{mount.path}/remote")["size"] == len(SMALL)
-        assert sorted(mount.do("list", str(mount.path))) == ["cached", "remote"]
-    assert mount.error("file", f"{mount.path}/remote") == "EIO"
-    assert mount.status()["names"]["stale_served"] > 0
+    with mount.impatient():
+        give_up_at = time.monotonic() + 2
+        while time.monotonic() < give_up_at:
+            assert mount.read("cached") == digest(SMALL)
+            assert mount.do("stat", f"{mount.path}/remote")["size"] == len(SMALL)
+            assert sorted(mount.do("list", str(mount.path))) == ["cached", "remote"]
+        assert mount.error("file", f"{mount.path}/remote") == "EIO"
+        assert mount.status()["names"]["stale_served"] > 0
     fill({"cached": SMALL[::-1]})
     proxy.outage(False)
+    wait_for("it is back", lambda: mount.status()["understore"]["state"] == "ok")
     wait_for("the change", lambda: mount.read("cached") == digest(SMALL[::-1]))
     wait_for("it says so", lambda: mount.status()["state"] == "serving")
 
 
-def test_outage_while_a_large_file_is_read(impatient: Mount, proxy: FaultProxy) -> None:
+def test_outage_while_a_large_file_is_read(mount: Mount, proxy: FaultProxy) -> None:
     proxy.set(latency_s=0.02)
-    reader = impatient.reader()
-    reader("open", "it", f"{impatient.path}/large")
+    reader = mount.reader()
+    reader("open", "it", f"{mount.path}/large")
     assert reader("pread", "it", 0, MIB) == digest(large_data()[:MIB])
     proxy.outage(True)
     # What has arrived is served, the rest is an error; it is complete after the outage.
-    outcome = reader.error("all", "it")
+    with mount.impatient():
+        outcome = reader.error("all", "it")
     assert outcome in (None, "EIO")
     proxy.outage(False)
     wait_for("recovery", lambda: reader.error("all", "it") is None)
@@ -205,7 +201,7 @@ class TestKilled:
     @pytest.mark.parametrize("name", ["small", "large"])
     def test_while_reading(self, mount: Mount, proxy: FaultProxy, name: str) -> None:
         proxy.only(object_gets)
-        proxy.set(latency_s=0.1)
+        proxy.set(hold=True)
         readers = [mount.reader() for _ in range(3)]
         for reader in readers:
             reader.send("file", f"{mount.path}/{name}", 64 << 10)

@@ -11,6 +11,7 @@ import ctypes
 import gc
 import importlib
 import json
+import math
 import os
 import select
 import signal
@@ -23,8 +24,11 @@ from typing import Any, NoReturn
 
 from luxfuse import steps
 from luxfuse.cli import command_line, launch, main
+from luxfuse.core.breaker import Breaker
 from luxfuse.daemon import __main__ as daemon
 from luxfuse.keeper import keeping
+from luxfuse.understore.presence import Presence
+from luxfuse.understore.submissions import Submissions
 
 _ORDER_MAX_BYTES = 1 << 20
 _CLONE_NEWNET = 0x40000000
@@ -33,6 +37,11 @@ _USED_LATER = (
     "luxfuse.peers.credentials", "luxfuse.understore.obstore.driver", "luxfuse.understore.s3.client",
 )  # fmt: skip
 """What daemons import where they need it."""
+_PATIENCE = (
+    (Submissions, "_timeout_s", 1), (Presence, "_patience_s", 1),
+    (Breaker, "_patience_s", 1), (Breaker, "_doubt_s", 0.5), (Breaker, "probe_deadline_s", 1),
+)  # fmt: skip
+"""What depends on how long a request is tried, and which part of that it is at most."""
 
 
 def _become(work: Callable[[], int], standard: Sequence[int], *kept: int) -> NoReturn:
@@ -59,8 +68,29 @@ def _become(work: Callable[[], int], standard: Sequence[int], *kept: int) -> NoR
 
 
 def _daemon(arguments: Sequence[str]) -> int:
+    if path := os.environ.get("TEST_PATIENCE"):
+        _heed_patience(path)
     sys.argv = ["luxfuse.daemon", *arguments]
     return daemon.main()
+
+
+def _heed_patience(path: str) -> None:
+    """Try requests for as long as a file says while it is there; see `Mount.impatient`."""
+
+    def said_s() -> float:
+        try:
+            with open(path) as file:
+                return float(file.read())
+        except FileNotFoundError:
+            return math.inf
+
+    def limited(name: str, share: float) -> property:
+        return property(
+            lambda self: min(self.__dict__[name], share * said_s()), lambda self, value: self.__dict__.update({name: value})
+        )
+
+    for owner, name, share in _PATIENCE:
+        setattr(owner, name, limited(name, share))
 
 
 class _Keeper(keeping.Keeper):

@@ -279,6 +279,8 @@ class Mount:
         self.python = plain_python() or "" if plain_user else sys.executable
         kept = {"LUXFUSE_STATE_DIR": str(self.state)}
         self.environment = _environment(plain_user) | kept | dict(environment or {})
+        self._patience = self.base / "patience"
+        self.environment["TEST_PATIENCE"] = str(self._patience)
         if keeper is not None:
             self.environment["LUXFUSE_KEEPER"] = "on" if keeper else "off"
         self.path.mkdir()
@@ -414,6 +416,18 @@ class Mount:
         """What ``luxfuse status --json`` shows, asked of the control socket directly, which is faster."""
         document: dict[str, Any] = ControlClient(self.directory() / "control.sock", deadline_s=PATIENCE_S).status()
         return document
+
+    @contextlib.contextmanager
+    def impatient(self, timeout_s: float = 0.5) -> Iterator[None]:
+        """Have the daemon, which must be a forked one, give up requests so soon for the block, in which they are to fail."""
+        assert self._forked
+        written = self.base / "patience.new"
+        written.write_text(str(timeout_s))
+        written.replace(self._patience)
+        try:
+            yield
+        finally:
+            self._patience.unlink()
 
     def gets(self) -> int:
         """GET requests so far, by the daemon's own count."""
