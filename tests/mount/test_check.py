@@ -127,23 +127,22 @@ def test_what_is_not_in_the_store_yet_is_only_told_of(
     assert mount.read("new") == digest(b"content")
 
 
-def test_one_at_a_time_and_it_ends_with_who_asked(mount: Mount, s3: FastS3, bucket: str) -> None:
+def test_one_at_a_time_and_it_ends_with_who_asked(mounting: Mounts, s3: FastS3, proxy: FaultProxy, bucket: str) -> None:
     for name in ("new", *(f"many/{n:03}" for n in range(300))):
         put(s3, bucket, name, b"x")
-    mount.cli("refresh", mount.path, check=True)
+    mount = mounting(f"s3://{bucket}", endpoint_url=proxy.endpoint)
     mount.cli("load", mount.path / "many", check=True)
-    s3.set(latency_ms=5000)
-    try:
-        mount.cli("load", "--background", mount.path / "new", check=True)
-        wait_for("a request", lambda: mount.status()["cache"]["in_flight_bytes"])
-        steps = ControlClient(mount.directory() / "control.sock", deadline_s=PATIENCE_S).check(repair=True)
-        assert next(steps)["total_files"] == 321  # it lets the request go first, half a second at a time
-        second = mount.cli("check", mount.path)
-        assert (second.returncode, second.stdout) == (1, "")
-        assert second.stderr.startswith(f"luxfuse: {mount.path}: a check is running already; wait until it ends; see ")
-        steps.close()
-    finally:
-        s3.set(latency_ms=0)
+    proxy.only(lambda request: request.method == "GET" and request.path.endswith("/new"))
+    proxy.set(hold=True)
+    mount.cli("load", "--background", mount.path / "new", check=True)
+    wait_for("a request", lambda: mount.status()["cache"]["in_flight_bytes"])
+    steps = ControlClient(mount.directory() / "control.sock", deadline_s=PATIENCE_S).check(repair=True)
+    assert next(steps)["total_files"] == 300  # it lets the request go first, half a second at a time
+    second = mount.cli("check", mount.path)
+    assert (second.returncode, second.stdout) == (1, "")
+    assert second.stderr.startswith(f"luxfuse: {mount.path}: a check is running already; wait until it ends; see ")
+    steps.close()
+    proxy.clear()
     wait_for("the end of the check", lambda: mount.cli("check", mount.path).returncode == 0)
 
 

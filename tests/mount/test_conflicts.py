@@ -135,12 +135,15 @@ def test_two_mounts(mounting: Mounts, s3: FastS3, bucket: str, scribe: Scribing)
         wait_for("it is seen", lambda mount=mount: mount.read("file") == digest(b"of the other"))
 
 
-def test_in_the_background(mounting: Mounts, s3: FastS3, bucket: str, scribe: Scribing) -> None:
-    mount = mounting(f"s3://{bucket}", "--write-mode", "async-through", endpoint_url=s3.endpoint, expected_logs=[KEPT])
+def test_in_the_background(mounting: Mounts, s3: FastS3, bucket: str, proxy: FaultProxy, scribe: Scribing) -> None:
+    mount = mounting(f"s3://{bucket}", "--write-mode", "async-through", endpoint_url=proxy.endpoint, expected_logs=[KEPT])
     put(s3, bucket, "file", b"before")
     assert mount.read("file") == digest(b"before")
+    proxy.only(is_write)
+    proxy.set(hold=True)  # until theirs is there
     assert scribe(mount).put("file", "ours") is None
     put(s3, bucket, "file", b"theirs")
+    proxy.clear()
     wait_for("it goes up", lambda: stored(s3, bucket, "file") == b"ours")
     assert [path.read_bytes() for path in kept(mount)] == [b"theirs"]
 
@@ -280,14 +283,17 @@ def test_fail_when_deleted_by_somebody_else(mounting: Mounts, s3: FastS3, bucket
     assert kept(mount) == []
 
 
-def test_fail_in_the_background(mounting: Mounts, s3: FastS3, bucket: str, scribe: Scribing) -> None:
+def test_fail_in_the_background(mounting: Mounts, s3: FastS3, bucket: str, proxy: FaultProxy, scribe: Scribing) -> None:
     put(s3, bucket, "file", b"before")
     mount = mounting(
-        f"s3://{bucket}", *FAIL, "--write-mode", "async-through", endpoint_url=s3.endpoint, expected_logs=[OURS]
+        f"s3://{bucket}", *FAIL, "--write-mode", "async-through", endpoint_url=proxy.endpoint, expected_logs=[OURS]
     )
     assert mount.read("file") == digest(b"before")
+    proxy.only(is_write)
+    proxy.set(hold=True)  # until theirs is there
     assert scribe(mount).put("file", "ours") is None
     put(s3, bucket, "file", b"theirs")
+    proxy.clear()
     assert [path.read_bytes() for path in wait_for("it is kept", lambda: kept(mount))] == [b"ours"]
     wait_for("theirs is shown", lambda: mount.read("file") == digest(b"theirs"))
     assert stored(s3, bucket, "file") == b"theirs"

@@ -15,7 +15,7 @@ from luxfuse.steps import DIE_AT, DIE_ONCE
 from tests.mount.conftest import new_bucket
 from tests.mount.test_keeper import DIED, Program
 from tests.support.fast_s3 import FastS3
-from tests.support.mounted import ALWAYS, MIB, Mount, Mounts, content, digest, put, wait_for
+from tests.support.mounted import ALWAYS, MIB, Mount, Mounts, content, digest, open_paths, put, wait_for
 
 LARGE = 24 * MIB
 """Above the size up to which files are fetched whole, so that a cold open is a copied one."""
@@ -243,8 +243,7 @@ def test_an_open_file_of_a_detached_volume_is_stale(mounting: Mounts, s3: FastS3
     drop_page_cache(mount)
     assert reader.error("pread", "it", 15 * MIB, 4096) == "ESTALE"
     reader("close", "it")
-    opened = [os.readlink(f"/proc/{mount.pid}/fd/{fd}") for fd in os.listdir(f"/proc/{mount.pid}/fd")]
-    assert [path for path in opened if "/objects/" in path] == []
+    wait_for("it is closed", lambda: not [path for path in open_paths(mount.pid) if "/objects/" in path])
 
 
 def asked(mount: Mount) -> int:

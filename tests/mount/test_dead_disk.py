@@ -150,6 +150,9 @@ def test_another_tier_takes_over(disk: Disk, mounting: Mounts, s3: FastS3, bucke
     wait_for("a probe finds out", lambda: is_dead(mount))
     check_all(mount)
     wait_for("it is cached again", lambda: mount.do("getxattr", f"{mount.path}/large", "user.luxfuse.tier") == "hdd")
+    for name in all_files():
+        cached = functools.partial(mount.do, "getxattr", f"{mount.path}/{name}", "user.luxfuse.state")
+        wait_for("so is the rest", lambda cached=cached: cached() == "cached")
     mount.await_answers()
     gets = mount.gets()
     for _ in range(2):

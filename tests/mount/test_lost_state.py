@@ -46,7 +46,7 @@ def mount(mounting: Mounts, proxy: FaultProxy, bucket: str, fill) -> Mount:
     """A mount in which everything was acknowledged that `WORK` does, none of which has come to the store; then killed."""
     fill({"old": content("old", 2 * MIB), "removed": b"x", "other": b"other"})
     made = mounting(
-        f"s3://{bucket}", endpoint_url=proxy.endpoint, options={"write_mode": "async-through", "request_timeout": "2s"},
+        f"s3://{bucket}", endpoint_url=proxy.endpoint, options={"write_mode": "async-through"},
         expected_logs=LOGS,
     )  # fmt: skip
     assert made.read("old") == digest(content("old", 2 * MIB))

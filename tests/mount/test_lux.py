@@ -111,7 +111,7 @@ def test_a_library_reads_and_writes_through_the_mount(mount: Mount, tmp_path, ne
         str(mount.path),
     ]
     done = subprocess.run(
-        command, capture_output=True, text=True, timeout=PATIENCE_S, cwd="/", env=mount.environment | kept, check=False
+        command, capture_output=True, text=True, timeout=3 * PATIENCE_S, cwd="/", env=mount.environment | kept, check=False
     )
     assert (done.returncode, done.stderr) == (0, "") or (needs != "fsspec" and done.returncode == 0), done.stderr
     assert mount.status()["fuse"]["requests"] > before["fuse"]["requests"]

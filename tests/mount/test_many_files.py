@@ -33,7 +33,7 @@ def test_more_new_files_than_descriptors(
 ) -> None:
     mount = mounting(
         f"s3://{bucket}", "--write-mode", "async-through", "--negative-ttl", "1m", endpoint_url=proxy.endpoint,
-        options={"passthrough": passthrough, "room_timeout": "3s", "request_timeout": "2s"},
+        options={"passthrough": passthrough},
     )  # fmt: skip
     mount.expected_logs.append("cannot be brought to the under-store yet")
     resource.prlimit(mount.pid, resource.RLIMIT_NOFILE, (DESCRIPTORS, DESCRIPTORS))
@@ -44,6 +44,6 @@ def test_more_new_files_than_descriptors(
     assert len(os.listdir(f"/proc/{mount.pid}/fd")) < DESCRIPTORS
     wait_for("all are kept", lambda: mount.status()["dirty"]["files"] >= FILES)
     proxy.outage(False)
-    mount.cli("persist", mount.path)
+    wait_for("all are stored", lambda: mount.cli("persist", mount.path).returncode == 0)
     where = Path(s3.root, bucket)
     assert all((where / str(number)).read_bytes() == b"%d" % number * 5000 for number in range(FILES))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import resource
 import subprocess
@@ -12,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.fast_s3 import FastS3
-from tests.support.mounted import MIB, Mounts
+from tests.support.mounted import MIB, Mounts, open_paths
 
 LIMIT = 192 * MIB
 READERS, FILE_BYTES = 500, MIB
@@ -62,11 +61,7 @@ def peak_bytes(pid: int) -> int:
 
 def sockets(pid: int) -> int:
     """How many sockets a process has open."""
-    count = 0
-    for fd in Path(f"/proc/{pid}/fd").iterdir():
-        with contextlib.suppress(OSError):  # it has been closed
-            count += os.readlink(fd).startswith("socket:")
-    return count
+    return sum(path.startswith("socket:") for path in open_paths(pid))
 
 
 @pytest.mark.parametrize(

@@ -124,7 +124,7 @@ class TestFailures:
             subprocess.run(["umount", mount.path], check=True)
 
     def test_already_ours(self, one: Mount) -> None:
-        done = one.try_mount()
+        done = one.try_mount(forked=False)
         assert done.returncode == 1
         assert done.stderr.count("\n") == 1
         assert "already" in done.stderr
@@ -329,7 +329,7 @@ class TestObservation:
         assert document["version"] == __version__
         assert document["state"] == "serving"
         assert document["passthrough"] is True
-        assert 0 < document["uptime_s"] < 60
+        assert document["uptime_s"] > 0
         assert 10 * MIB < document["memory_bytes"] < 300 * MIB
         (tier,) = document["tiers"]
         assert tier["name"] == "ssd"
@@ -415,18 +415,21 @@ class TestPrivacy:
             file.write_text(f'[storage_options]\nkey = "{key}"\nsecret = "{secret}"\ntoken = "{token}"\n')
             flags = ("--config", str(file))
             environment = {}
-        mount = mounting(
+        mount = mounting.make(
             f"s3://{bucket}", *flags, endpoint_url=proxy.endpoint, environment=environment,
-            options={"log_level": "debug", "request_timeout": "2s"}, expected_logs=["."], forked=False,
+            options={"log_level": "debug"}, expected_logs=["."],
         )  # fmt: skip
-        shown = [Path("/proc", str(mount.pid), "cmdline").read_text()]
+        assert mount.try_mount(forked=False).returncode == 0
+        shown = [Path("/proc", str(mount.pid), "cmdline").read_text(), mount.log()]
+        mount.remount()
         assert mount.read("file") == digest(WHOLE)
         proxy.set(error_probability=1.0, error_status=403)
         assert mount.error("file", f"{mount.path}/other") == "EACCES"
         proxy.set(error_probability=1.0, error_status=500)
-        assert mount.error("file", f"{mount.path}/other") == "EIO"
+        with mount.impatient():
+            assert mount.error("file", f"{mount.path}/other") == "EIO"
+            shown += [mount.cli("refresh", mount.path).stderr]
         shown += [mount.cli("status", mount.path, "--json").stdout, mount.cli("metrics", mount.path).stdout, mount.log()]
-        shown += [mount.cli("refresh", mount.path).stderr]
         mount.unmount()
         proxy.set(error_probability=1.0, error_status=403)
         shown.append(mount.try_mount().stderr)

@@ -198,8 +198,8 @@ def test_stress(mounting: Mounts, s3: FastS3, bucket: str, tmp_path: Path, passt
     print(results)
     for result in results:
         assert result["problems"] == [], f"seed {seed}"
-        assert result["opens"] > 5
-        assert result["reads"] > 10
+        assert result["opens"] > 0
+        assert result["reads"] > 0
     status = mount.status()
     assert status["fuse"]["errors"] == 0
     assert status["cache"]["checksum_failures"] == 0

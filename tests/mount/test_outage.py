@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import subprocess
@@ -19,7 +20,7 @@ from tests.mount.conftest import new_bucket
 from tests.support.fast_s3 import FastS3
 from tests.support.fault_proxy import FaultProxy, Request
 from tests.support.front import certificate_authority, front
-from tests.support.mounted import AWAY, PATIENCE_S, Mount, Mounts, content, digest, put, wait_for
+from tests.support.mounted import AWAY, PATIENCE_S, Mount, Mounts, content, digest, open_paths, put, wait_for
 from tests.support.relay import relay
 from tests.support.resolving import HOST, resolver
 
@@ -52,7 +53,7 @@ def wait_until_away(mount: Mount) -> None:
 @pytest.fixture
 def mount(mounting: Mounts, proxy: FaultProxy, bucket: str, fill) -> Mount:
     fill({f"d/{name}": DATA for name in ("cached", "remote", "other", *REMOVED)})
-    made = mounting(f"s3://{bucket}", *TTLS, endpoint_url=proxy.endpoint, options={"request_timeout": "4s"})
+    made = mounting(f"s3://{bucket}", *TTLS, endpoint_url=proxy.endpoint)
     assert made.read("d/cached") == digest(DATA)
     assert sorted(made.do("list", f"{made.path}/d")) == ["cached", "other", *REMOVED, "remote"]
     return made
@@ -61,13 +62,14 @@ def mount(mounting: Mounts, proxy: FaultProxy, bucket: str, fill) -> Mount:
 @pytest.mark.parametrize("way", WAYS)
 def test_an_outage_is_waited_for_once(mount: Mount, proxy: FaultProxy, way: str, s3: FastS3, bucket: str) -> None:
     WAYS[way](proxy)
-    waiting = {name: mount.reader() for name in ("d/remote", "d/other")}
-    for name, reader in waiting.items():
-        reader.send("file", f"{mount.path}/{name}")
-    wait_until_away(mount)
-    for reader in waiting.values():
-        with pytest.raises(OSError, match="Input/output error"):
-            reader.take()
+    with mount.impatient(1):
+        waiting = {name: mount.reader() for name in ("d/remote", "d/other")}
+        for name, reader in waiting.items():
+            reader.send("file", f"{mount.path}/{name}")
+        wait_until_away(mount)
+        for reader in waiting.values():
+            with pytest.raises(OSError, match="Input/output error"):
+                reader.take()
     proxy.reset_counts()
     refused = mount.status()["understore"]["refused"]
     removers = [mount.reader() for _ in REMOVED]
@@ -97,12 +99,14 @@ def test_an_outage_is_waited_for_once(mount: Mount, proxy: FaultProxy, way: str,
 
 
 def goes_and_comes_back(
-    mount: Mount, name: str, cause: str, break_it: Callable[[], object], mend: Callable[[], object]
-) -> None:
+    mount: Mount, name: str, cause: str, break_it: Callable[[], object], mend: Callable[[], object],
+    patience: contextlib.AbstractContextManager[None],
+) -> None:  # fmt: skip
     outages = mount.status()["understore"]["outages"]
     break_it()
-    assert mount.error("file", f"{mount.path}/d/{name}") == "EIO"
-    wait_for("it is away", lambda: mount.status()["understore"]["outages"] > outages)
+    with patience:
+        assert mount.error("file", f"{mount.path}/d/{name}") == "EIO"
+        wait_for("it is away", lambda: mount.status()["understore"]["outages"] > outages)
     assert mount.read("d/cached") == digest(DATA)
     told = re.findall(r"cannot be reached: (.*?); what is cached", mount.log())[outages:]
     assert cause in " ".join(told)
@@ -124,12 +128,12 @@ def test_tls_that_fails_is_an_outage(mounting: Mounts, s3: FastS3, bucket: str, 
         relay(url) as way,
     ):
         mount = mounting(
-            f"s3://{bucket}", "--storage-option", f"verify={right.bundle}", endpoint_url=way.url,
-            options={"request_timeout": "4s"}, expected_logs=[AWAY],
+            f"s3://{bucket}", "--storage-option", f"verify={right.bundle}", endpoint_url=way.url, expected_logs=[AWAY]
         )  # fmt: skip
         assert mount.read("d/cached") == digest(DATA)
         for name, leads_to, cause in (("remote", stranger, "certificate is not trusted"), ("other", None, "connection")):
-            goes_and_comes_back(mount, name, cause, partial(way.lead_to, leads_to), partial(way.lead_to, url))
+            break_it, mend = partial(way.lead_to, leads_to), partial(way.lead_to, url)
+            goes_and_comes_back(mount, name, cause, break_it, mend, mount.impatient(4))
         assert mount.unmount().returncode == 0
 
 
@@ -141,7 +145,7 @@ def test_a_name_that_stops_resolving_is_an_outage(
     resolving.switch.touch()
     mount = mounting(
         f"s3://{bucket}", endpoint_url=f"http://{HOST}:{proxy.port}", forked=False, environment=resolving.environment,
-        options={"request_timeout": "4s"}, expected_logs=[AWAY],
+        options={"request_timeout": "8s"}, expected_logs=[AWAY],
     )  # fmt: skip
     assert mount.read("d/cached") == digest(DATA)
 
@@ -150,7 +154,8 @@ def test_a_name_that_stops_resolving_is_an_outage(
         proxy.outage(True)  # what is connected needs no name
         proxy.outage(False)
 
-    goes_and_comes_back(mount, "remote", "the endpoint's name does not resolve", stop, resolving.switch.touch)
+    cause = "the endpoint's name does not resolve"
+    goes_and_comes_back(mount, "remote", cause, stop, resolving.switch.touch, contextlib.nullcontext())
 
 
 def live_store(s3: FastS3) -> str:
@@ -172,7 +177,8 @@ def test_a_dead_store_does_not_hold_up_a_live_one(mount: Mount, proxy: FaultProx
     wait_for("they wait", lambda: all(reader.waits_for_fuse() for reader in waiting))
     for number in range(20):
         assert mount.read(f"live/f{number}") == digest(DATA)
-    wait_until_away(mount)
+    with mount.impatient():
+        wait_until_away(mount)
     for reader in waiting:
         with pytest.raises(OSError, match="Input/output error"):
             reader.take()
@@ -242,7 +248,7 @@ def test_more_reads_than_the_kernel_sends_at_once_hold_up_no_names_and_no_file_i
     command = [sys.executable, "-I", "-S", "-c", READS, f"{patient.path}/d/large", str(2 * MAX_BACKGROUND)]
     with subprocess.Popen(command, stdin=subprocess.PIPE) as reading:
         try:
-            wait_for("it is open", lambda: any("large" in os.readlink(each) for each in open_files(reading.pid)))
+            wait_for("it is open", lambda: any("large" in path for path in open_paths(reading.pid)))
             proxy.set(hold=True)
             assert reading.stdin is not None
             reading.stdin.write(b"\n")
@@ -265,10 +271,6 @@ def test_more_reads_than_the_kernel_sends_at_once_hold_up_no_names_and_no_file_i
             reading.kill()
 
 
-def open_files(pid: int) -> list[Path]:
-    return list(Path(f"/proc/{pid}/fd").iterdir())
-
-
 def connection(mount: Mount) -> Path:
     """What the kernel says of the mount."""
     return Path("/sys/fs/fuse/connections") / str(os.minor(mount.path.stat().st_dev))
@@ -278,13 +280,14 @@ def test_bytes_that_trickle_are_not_waited_for(mount: Mount, proxy: FaultProxy) 
     """The store is there, since it answers; but what takes for ever is an error, and holds up nothing else."""
     proxy.set(byte_s=1.0)
     waiting = mount.reader()
-    waiting.send("file", f"{mount.path}/d/remote")
-    wait_for("it waits", waiting.waits_for_fuse)
-    assert mount.read("d/cached") == digest(DATA)
-    with pytest.raises(OSError, match="Input/output error"):
-        waiting.take()
-    assert mount.read("d/cached") == digest(DATA)
-    proxy.clear()
+    with mount.impatient(1):
+        waiting.send("file", f"{mount.path}/d/remote")
+        wait_for("it waits", lambda: waiting.waits_for_fuse() or waiting.answered())
+        assert mount.read("d/cached") == digest(DATA)
+        with pytest.raises(OSError, match="Input/output error"):
+            waiting.take()
+        assert mount.read("d/cached") == digest(DATA)
+    come_back(mount, proxy)
     assert mount.read("d/remote") == digest(DATA)
 
 
@@ -328,7 +331,7 @@ def test_work_goes_on_where_the_journal_promises(
     fill({f"d/{name}": DATA for name in ("cached", "remote", "other", "alone/x", "kept/x", *REMOVED)} | {"e/x": b"x"})
     mount = mounting(
         f"s3://{bucket}", *TTLS, "--attributes", "listing", endpoint_url=proxy.endpoint,
-        options={"request_timeout": "2s", "write_mode": "async-through"},
+        options={"write_mode": "async-through"},
     )  # fmt: skip
     place = mount.path / "d"
     mount.run(["sh", "-c", f"printf local > {place}/local"], check=True)
@@ -338,8 +341,9 @@ def test_work_goes_on_where_the_journal_promises(
     for name in ("cached", "other"):  # which tells their attributes, too
         assert mount.read(f"d/{name}") == digest(DATA)
     proxy.set(hold=True)
-    assert mount.error("list", f"{mount.path}/e") == "EIO"
-    wait_until_away(mount)
+    with mount.impatient():
+        assert mount.error("list", f"{mount.path}/e") == "EIO"
+        wait_until_away(mount)
     mount.run([mount.python, "-c", WORK, place], check=True)
     assert mount.error("stat", f"{mount.path}/e/new") == "EIO", "it was never listed"
     assert mount.do("list", f"{place}/below") == ["empty"]
@@ -370,22 +374,21 @@ def test_what_was_mounted_before_is_mounted_without_the_store(
     mounting: Mounts, proxy: FaultProxy, s3: FastS3, bucket: str, fill, way: str
 ) -> None:
     fill({"d/cached": DATA, "d/remote": DATA})
-    mount = mounting(
-        f"s3://{bucket}", endpoint_url=proxy.endpoint, options={"request_timeout": "4s", "write_mode": "async-through"}
-    )
+    mount = mounting(f"s3://{bucket}", endpoint_url=proxy.endpoint, options={"write_mode": "async-through"})
     assert sorted(mount.do("list", f"{mount.path}/d")) == ["cached", "remote"]
     assert mount.read("d/cached") == digest(DATA)
     mount.remount()  # so that the index has it for sure
     WAYS[way](proxy)
-    mount.run(["sh", "-c", f"cd {mount.path}/d; printf brief > brief; printf promised > begun; rm remote"], check=True)
-    assert sorted(mount.do("list", f"{mount.path}/d")) == ["begun", "brief", "cached"]
-    mount.run(["sh", "-c", f"cd {mount.path}/d; mv begun new; rm brief; sync ."], check=True)
-    mount.kill()
-    mount.close_readers()
-    assert mount.cli("unmount", mount.path).returncode == 0
-    done = mount.try_mount()
-    assert done.returncode == 0, done.stderr
-    assert "mounted all the same, with what is known and cached here, until it answers" in done.stderr
+    with mount.impatient(1):
+        mount.run(["sh", "-c", f"cd {mount.path}/d; printf brief > brief; printf promised > begun; rm remote"], check=True)
+        assert sorted(mount.do("list", f"{mount.path}/d")) == ["begun", "brief", "cached"]
+        mount.run(["sh", "-c", f"cd {mount.path}/d; mv begun new; rm brief; sync ."], check=True)
+        mount.kill()
+        mount.close_readers()
+        assert mount.cli("unmount", mount.path).returncode == 0
+        done = mount.try_mount()
+        assert done.returncode == 0, done.stderr
+        assert "mounted all the same, with what is known and cached here, until it answers" in done.stderr
     status = mount.status()
     assert (status["state"], status["understore"]["state"]) == ("degraded", "unreachable")
     assert sorted(mount.do("list", f"{mount.path}/d")) == ["cached", "new"]

@@ -112,7 +112,7 @@ import hashlib, os, sqlite3, subprocess, sys
 verb, path, journal, *rest = sys.argv[1:]
 
 def connect():
-    db = sqlite3.connect(path, timeout=120, isolation_level=None)
+    db = sqlite3.connect(path, timeout=240, isolation_level=None)
     assert db.execute(f"pragma journal_mode={journal}").fetchone()[0] == journal
     db.execute("pragma synchronous=full")
     return db

@@ -42,7 +42,7 @@ def is_later_page(request: Request) -> bool:
 
 
 def scan(mount: Mount) -> subprocess.Popen[str]:
-    command = ["timeout", "60", sys.executable, "-c", SCAN, str(mount.path / "large")]
+    command = ["timeout", f"{2 * PATIENCE_S:g}", sys.executable, "-c", SCAN, str(mount.path / "large")]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
 
@@ -82,7 +82,7 @@ def test_the_first_names_are_seen_before_the_second_page(
 
 def test_an_error_comes_behind_the_names_that_came(mounting: Mounts, s3: FastS3, proxy: FaultProxy, bucket: str) -> None:
     names = fill(s3, bucket)
-    mount = mounting(f"s3://{bucket}", endpoint_url=proxy.endpoint, options={"request_timeout": "1s"})
+    mount = mounting(f"s3://{bucket}", endpoint_url=proxy.endpoint)
     mount.do("stat", str(mount.path / "large"))
     proxy.only(is_later_page)
     proxy.set(error_probability=1.0, error_status=403)

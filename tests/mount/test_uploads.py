@@ -83,12 +83,6 @@ def mount(mounting: Mounts, proxy: FaultProxy, bucket: str) -> Mount:
     return mounting(f"s3://{bucket}", endpoint_url=proxy.endpoint, expected_logs=LATER)
 
 
-@pytest.fixture
-def impatient(mounting: Mounts, proxy: FaultProxy, bucket: str) -> Mount:
-    """As `mount`, with less patience: for errors that are tried again. A busy machine loses patience without any."""
-    return mounting(f"s3://{bucket}", endpoint_url=proxy.endpoint, options={"request_timeout": "2s"}, expected_logs=LATER)
-
-
 # -- in parts
 
 
@@ -196,7 +190,7 @@ def test_what_arrived_of_an_upload_that_fails_is_not_sent_again(
     assert "403" in mount.status()["dirty"]["error"]
     proxy.clear()
     wait_for("it goes up later", lambda: stored(s3, bucket, "file") == content("failing", 24 * MIB))
-    assert uploads(client, bucket) == []
+    wait_for("the server has done with it", lambda: uploads(client, bucket) == [])
     numbers = [number for r in proxy.requests if is_part(r) for number in "123" if f"partNumber={number}" in r.query]
     assert (numbers.count("1"), numbers.count("3")) == (1, 1)
 
@@ -316,7 +310,7 @@ ERRORS_OF_PARTS = [ERRORS[0], ERRORS[3]]
     ],
 )
 def test_errors_of_the_store_reach_close_and_the_data_go_up_later(
-    impatient: Mount,
+    mount: Mount,
     s3: FastS3,
     bucket: str,
     proxy: FaultProxy,
@@ -326,13 +320,14 @@ def test_errors_of_the_store_reach_close_and_the_data_go_up_later(
     error: str,
     size: int,
 ) -> None:
-    mount, writer = impatient, scribe(impatient)
+    writer = scribe(mount)
     writer("open", "f", f"{mount.path}/file", NEW)
     writer("write", "f", ["kept", size])
     proxy.only(is_write)
     proxy.set(error_probability=1.0, error_status=status, error_code=code)
-    assert writer.error("fsync", "f") == error
-    assert writer.error("close", "f") == error
+    with mount.impatient():
+        assert writer.error("fsync", "f") == error
+        assert writer.error("close", "f") == error
     shown = mount.status()
     assert (shown["dirty"]["files"], shown["dirty"]["bytes"], shown["state"]) == (1, size, "degraded")
     assert shown["dirty"]["oldest_s"] > 0
@@ -341,7 +336,7 @@ def test_errors_of_the_store_reach_close_and_the_data_go_up_later(
     proxy.clear()
     wait_for("it goes up", lambda: stored(s3, bucket, "file") == content("kept", size))
     wait_for("nothing is dirty", lambda: mount.status()["dirty"]["files"] == 0)
-    assert mount.status()["state"] == "serving"
+    wait_for("it says so", lambda: mount.status()["state"] == "serving")
 
 
 def test_an_error_of_a_change_without_content_leaves_all_as_it_was(
@@ -400,7 +395,7 @@ def test_through_is_uploaded_and_not_kept(mounting: Mounts, s3: FastS3, bucket: 
         assert writer.put(name, [name, size]) is None
         assert stored(s3, bucket, name) == content(name, size)
     wait_for("nothing is kept", lambda: mount.status()["tiers"][0]["used_bytes"] == 0)
-    assert mount.cache_files() == []
+    wait_for("its files are gone", lambda: mount.cache_files() == [])
     for name, size in (("small", 1000), ("large", 20 * MIB)):
         assert mount.read(name) == digest(content(name, size))
 
@@ -458,7 +453,7 @@ def test_a_cache_full_of_dirty_data(mounting: Mounts, s3: FastS3, bucket: str, p
     """Writers wait, then get ENOSPC; what they wrote before is safe, and goes up when the store is back."""
     mount = mounting(
         f"s3://{bucket}", *ASYNC, "--cache-size", "24MiB", endpoint_url=proxy.endpoint,
-        options={"room_timeout": "2s", "request_timeout": "1s", "passthrough": "false"}, expected_logs=LATER,
+        options={"room_timeout": "2s", "passthrough": "false"}, expected_logs=LATER,
     )  # fmt: skip
     writer = scribe(mount)
     proxy.only(is_write)
@@ -481,6 +476,7 @@ def test_a_cache_full_of_dirty_data(mounting: Mounts, s3: FastS3, bucket: str, p
     for number in written:
         expected = content(number, 4 * MIB)
         wait_for("it goes up", lambda: stored(s3, bucket, f"file{number}") == expected)  # noqa: B023
+    wait_for("they are clean", lambda: mount.status()["dirty"]["files"] == mount.status()["dirty"]["open_files"] == 1)
     assert writer.put("after", ["after", 4 * MIB]) is None
     assert mount.status()["tiers"][0]["used_bytes"] <= 24 * MIB
 
@@ -490,7 +486,7 @@ def test_one_file_that_the_data_plane_writes_cannot_outgrow_the_cache(
 ) -> None:
     mount = mounting(
         f"s3://{bucket}", *ASYNC, "--cache-size", "64MiB", endpoint_url=proxy.endpoint,
-        options={"room_timeout": "1s", "request_timeout": "1s", "passthrough": "off"}, expected_logs=LATER,
+        options={"room_timeout": "1s", "passthrough": "off"}, expected_logs=LATER,
     )  # fmt: skip
     proxy.only(is_write)
     proxy.set(error_probability=1.0, error_status=503)
@@ -523,7 +519,7 @@ def test_what_is_changed_in_a_mapped_file_is_kept_where_the_cache_is_full(
 ) -> None:
     mount = mounting(
         f"s3://{bucket}", *ASYNC, "--cache-size", "32MiB", endpoint_url=proxy.endpoint,
-        options={"room_timeout": "0.5s", "request_timeout": "1s", "passthrough": "off"}, expected_logs=LATER,
+        options={"room_timeout": "0.5s", "passthrough": "off"}, expected_logs=LATER,
     )  # fmt: skip
     proxy.only(is_write)
     proxy.set(error_probability=1.0, error_status=503)
@@ -539,14 +535,23 @@ def test_a_writer_that_waits_for_room_goes_on_when_there_is_some(
 ) -> None:
     mount = mounting(
         f"s3://{bucket}", *ASYNC, "--cache-size", "16MiB", endpoint_url=proxy.endpoint,
-        options={"room_timeout": "30s", "request_timeout": "1s"}, expected_logs=LATER,
+        options={"room_timeout": "10m"}, expected_logs=LATER,
     )  # fmt: skip
     proxy.only(is_write)
     proxy.set(error_probability=1.0, error_status=503)
-    threading.Timer(3, proxy.clear).start()
     writer = scribe(mount)
-    for number in range(8):
-        assert writer.put(f"file{number}", [str(number), 4 * MIB]) is None
+    errors: list[str | None] = []
+
+    def write_all() -> None:
+        errors.extend(writer.put(f"file{number}", [str(number), 4 * MIB]) for number in range(8))
+
+    writing = threading.Thread(target=write_all)
+    writing.start()
+    wait_for("there is little room left", lambda: mount.status()["dirty"]["bytes"] >= 12 * MIB)
+    assert writing.is_alive()
+    proxy.clear()
+    writing.join()
+    assert errors == [None] * 8
     for number in range(8):
         expected = content(number, 4 * MIB)
         wait_for("it goes up", lambda: stored(s3, bucket, f"file{number}") == expected)  # noqa: B023

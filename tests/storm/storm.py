@@ -27,7 +27,7 @@ from tests.storm.verdict import ALWAYS, WITHOUT_KEEPER, Call, allowed_by, judge
 from tests.support.disks import Disk
 from tests.support.fast_s3 import FastS3
 from tests.support.fault_proxy import FaultProxy
-from tests.support.mounted import MIB, REPOSITORY, free, put
+from tests.support.mounted import MIB, PATIENCE_S, REPOSITORY, free, put
 
 SHARED = {f"s{number}": 1000 * 3**number for number in range(9)} | {"large": 9 * MIB}
 GIVEN = {f"shared/{name}": content(f"shared {name}", size) for name, size in SHARED.items()} | {"common/first": b"first"}
@@ -41,7 +41,7 @@ MEMORY_BYTES = 256 * MIB
 OWN_BYTES = 112 * MIB
 """What a daemon needs beside its ``memory-limit`` (M6)."""
 SAMPLE_S = 0.5
-END_S = 120.0
+END_S = 240.0
 
 
 class Storm:
@@ -170,7 +170,7 @@ class Storm:
                 self.wrong.append(f"worker {number} hangs in: {(directory / 'now').read_text().strip()}")
                 free(str(self.mount.path))
                 process.kill()
-                process.wait(10)
+                process.wait(PATIENCE_S)
                 continue
             if process.returncode:
                 self.wrong.append(f"worker {number} ended with {process.returncode}: {(directory / 'said').read_text()}")

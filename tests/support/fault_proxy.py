@@ -105,6 +105,7 @@ class FaultProxy:
         self._threads: set[threading.Thread] = set()
         self._listener: socket.socket | None = None
         self._log: list[Request] = []
+        self._delayed = self.most_delayed = 0
         self._injected: Counter[str] = Counter()
         self.port = 0
         self._claim: socket.socket | None = None
@@ -303,6 +304,17 @@ class FaultProxy:
                     return Fate(faults, self._released, fault, faults.error_status)
             return Fate(faults, self._released)
 
+    def delay(self, latency_s: float) -> bool:
+        """Waits, and counts so: ``most_delayed`` is the most requests that did so at once. Returns whether all is over."""
+        with self._lock:
+            self._delayed += 1
+            self.most_delayed = max(self.most_delayed, self._delayed)
+        try:
+            return self.closing.wait(latency_s)
+        finally:
+            with self._lock:
+                self._delayed -= 1
+
     def connect(self) -> socket.socket:
         upstream = socket.create_connection(self._upstream, timeout=120)
         upstream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -342,7 +354,7 @@ class _Exchange:
         )  # fmt: skip
         fate = self._proxy.decide(request)
         faults = fate.faults
-        if faults.latency_s > 0 and self._proxy.closing.wait(faults.latency_s):
+        if faults.latency_s > 0 and self._proxy.delay(faults.latency_s):
             raise _Closed
         if faults.hold:
             fate.released.wait()

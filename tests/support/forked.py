@@ -104,6 +104,7 @@ class _Keeper(keeping.Keeper):
 def _keep(arguments: Sequence[str]) -> int:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, signal.valid_signals())
     keeping.Keeper = _Keeper  # type: ignore[misc]
+    keeping.TOLD_PATIENCE_S = 120  # a busy machine takes its time to start a successor
     sys.argv = ["luxfuse.daemon", *arguments]
     return keeping.main()
 

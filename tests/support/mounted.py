@@ -253,7 +253,7 @@ class Mount:
         keeper: bool | None = None,
         beside: Mount | None = None,
     ) -> None:
-        """``forked``: commands other than `try_mount`, and the daemon, are forked, which is faster, where that can be.
+        """``forked``: commands and the daemon are forked, which is faster, where that can be.
 
         ``keeper``: whether a daemon that dies has a successor, where it is not as users have it. ``beside``: a mount of
         which this one shares the state and cache directories.
@@ -339,9 +339,11 @@ class Mount:
         command = [self.python, "-P", "-m", "luxfuse.cli.main", *arguments]
         return self.run(command, timeout_s=timeout_s, check=check)
 
-    def try_mount(self, *flags: str, timeout_s: float = COMMAND_TIMEOUT_S) -> subprocess.CompletedProcess[str]:
+    def try_mount(
+        self, *flags: str, timeout_s: float = COMMAND_TIMEOUT_S, forked: bool = True
+    ) -> subprocess.CompletedProcess[str]:
         """Run ``luxfuse mount``. What that says every 5 s while it takes long is left out: the machine may be slow."""
-        return self._mounted_by(self._start, *flags, timeout_s=timeout_s)
+        return self._mounted_by(self.cli if forked else self._start, *flags, timeout_s=timeout_s)
 
     def _mounted_by(self, run: Callable[..., subprocess.CompletedProcess[str]], *flags: str,
                     timeout_s: float = COMMAND_TIMEOUT_S) -> subprocess.CompletedProcess[str]:  # fmt: skip
@@ -357,7 +359,7 @@ class Mount:
             parent = parent_of(self.pid)
         except OSError:
             return []
-        return [parent] if _has_open(parent, self.directory() / "keeper") else []
+        return [parent] if str(self.directory() / "keeper") in open_paths(parent) else []
 
     def mount(self, *flags: str) -> Mount:
         """Mount; returns itself."""
@@ -419,7 +421,7 @@ class Mount:
 
     @contextlib.contextmanager
     def impatient(self, timeout_s: float = 0.5) -> Iterator[None]:
-        """Have the daemon, which must be a forked one, give up requests so soon for the block, in which they are to fail."""
+        """Have the daemon, a forked one, give up requests so soon for the block, in which they are to fail."""
         assert self._forked
         written = self.base / "patience.new"
         written.write_text(str(timeout_s))
@@ -573,11 +575,14 @@ def _without(lines: re.Pattern[str], text: str) -> str:
     return "".join(line for line in text.splitlines(keepends=True) if not lines.match(line))
 
 
-def _has_open(pid: int, path: Path) -> bool:
-    """Whether a process has a file open."""
+def open_paths(pid: int) -> list[str]:
+    """What a process has open; nothing, if it has ended."""
+    found = []
     with contextlib.suppress(OSError):
-        return any(os.readlink(each) == str(path) for each in Path(f"/proc/{pid}/fd").iterdir())
-    return False
+        for each in Path(f"/proc/{pid}/fd").iterdir():
+            with contextlib.suppress(OSError):  # it has been closed
+                found.append(os.readlink(each))
+    return found
 
 
 def _is_daemon(pid: int) -> bool:

@@ -101,7 +101,7 @@ class Stage:
         self.local.mkdir()
         self.scratch.mkdir()
 
-    def run(self, command: Sequence[str | Path], *, where: Path | None = None, timeout_s: float = COMMAND_TIMEOUT_S,
+    def run(self, command: Sequence[str | Path], *, where: Path | None = None, timeout_s: float = 2 * COMMAND_TIMEOUT_S,
             env: Mapping[str, str] | None = None, check: bool = True) -> str:  # fmt: skip
         """Run a command in ``where`` (default: the mount); returns its output."""
         variables = [f"{name}={value}" for name, value in (env or {}).items()]
