@@ -9,6 +9,7 @@ whether a successor comes, and sets its locks aside (`set_aside`), for itself or
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 from collections.abc import Iterable
@@ -51,7 +52,12 @@ def lock(path: Path, flags: int = os.O_RDWR | os.O_CREAT) -> int | None:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)  # it may have been given back when the keeper was dead
                 return fd
         unlock(path, fd)  # there is another one in its place, or another daemon has it
-    fd = os.open(path, flags | os.O_CLOEXEC, 0o600)
+    try:
+        fd = os.open(path, flags | os.O_CLOEXEC, 0o600)
+    except OSError as exc:
+        if exc.errno != errno.EROFS:
+            raise
+        fd = _open_read_only(path, exc)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -62,6 +68,14 @@ def lock(path: Path, flags: int = os.O_RDWR | os.O_CREAT) -> int | None:
         raise
     keep(str(path), fd)
     return fd
+
+
+def _open_read_only(path: Path, refused: OSError) -> int:
+    """Open a file for its lock alone, on a file system that has become read-only. Raises ``refused`` if there is none."""
+    try:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise refused from None
 
 
 def unlock(path: Path, fd: int) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import re
 import time
@@ -108,7 +109,7 @@ class StagedBytes:
         self._closing = False
         self._filled: tuple[Key | None, set[Key]] = (None, set())
         """The stamp after the last page was filled, without its certainty, and those since when only that happened."""
-        self._sealed = False
+        self._sealed = fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY
         self._replaced: trio.Event | None = None
         """Set while the store may already have another version of the base, of which we have not heard."""
         self._descriptors.used(self)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from typing import Any, Protocol
 
@@ -9,6 +10,7 @@ from luxfuse.fuse.attributes import caller_of, to_kernel
 from luxfuse.fuse.lowlevel import pyfuse3
 from luxfuse.fuse.once import Begun, BegunFact, NotMade
 from luxfuse.vfs.attributes import Stat
+from luxfuse.vfs.errors import NoSuchName
 from luxfuse.vfs.shares import LOCAL_MASK
 from luxfuse.vfs.volumes import Volume, Volumes
 
@@ -95,7 +97,17 @@ async def renamed(
         raise NotMade
 
 
-def turned(
+async def is_another(self: Handlers, fact: BegunFact, parent: int, name: bytes, *_: Any) -> bool:
+    """Whether a name that was to be removed stands for something else by now: then what it stood for is gone.
+
+    Such as the symlink or the directory that showed when the file of its name was gone, or what another node has made.
+    """
+    with self.volumes.of_name(parent, name) as fs, contextlib.suppress(NoSuchName):
+        return bool(fact.inode) and (await fs.lookup(parent & LOCAL_MASK, name)).inode != fact.inode
+    return False
+
+
+async def turned(
     self: Handlers, fact: BegunFact, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int, *_: Any
 ) -> bool:
     """Whether a rename was made already. The old name may stand for something else by now, which must not move as well.

@@ -149,14 +149,14 @@ def once(
     made: Callable[..., Awaitable[Any]],
     *,
     other: Callable[..., tuple[int, bytes]] | None = None,
-    turned: Callable[..., bool] = lambda *_: False,
+    turned: Callable[..., Awaitable[bool]] | None = None,
 ) -> Callable[[F], F]:
     """Have a handler make its change once. Below `changing`, and before any wait.
 
     ``names``: takes the handler's arguments, and returns (parent, name) that it changes; ``other``: the second one.
     ``done``: the errors that it meets if the change was made. ``made``: takes the handler's `self`, the fact, the request's
-    number, and the arguments; returns the answer to a change that was made, or raises `NotMade`. ``turned``: of the same,
-    whether a change was made that would be undone, or spoilt, if it were made again.
+    number, and the arguments; returns the answer to a change that was made, or raises `NotMade`. ``turned``: of the fact
+    and the arguments, whether a change was made that would be undone or spoilt, or meet something else, if made again.
     """
 
     def decorate(handler: F) -> F:
@@ -167,7 +167,7 @@ def once(
             if earlier is None:
                 self.begun.begin(unique, *names(*args), None if other is None else other(*args))
             try:
-                if earlier is not None and turned(self, earlier, *args):
+                if earlier is not None and turned is not None and await turned(self, earlier, *args):
                     with contextlib.suppress(NotMade):  # it was; somebody else has replaced it since
                         return await made(self, earlier, unique, *args)
                     return None

@@ -18,6 +18,7 @@ from luxfuse.core.listed_spans import Position
 from luxfuse.errors import LuxError
 from luxfuse.fuse.again import (
     first_name,
+    is_another,
     made_file,
     made_link,
     made_name,
@@ -358,7 +359,7 @@ class Operations(pyfuse3.Operations):
         return to_kernel(stat, volume.base)
 
     @changing
-    @once(first_name, GONE, removed)
+    @once(first_name, GONE, removed, turned=is_another)
     async def unlink(self, parent_inode: Any, name: Any, ctx: Any) -> None:
         """Remove a name of anything but a directory."""
         with self.volumes.of_name(parent_inode, name) as fs:
@@ -366,7 +367,7 @@ class Operations(pyfuse3.Operations):
         self.volumes.offer(parent_inode)
 
     @changing
-    @once(first_name, GONE, removed)
+    @once(first_name, GONE, removed, turned=is_another)
     async def rmdir(self, parent_inode: Any, name: Any, ctx: Any) -> None:
         """Remove an empty directory."""
         with self.volumes.of_name(parent_inode, name) as fs:

@@ -232,7 +232,10 @@ class Session:
             self._probe(directory)
 
     def _probe(self, directory: Path) -> None:
-        probe = os.open(directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        try:
+            probe = os.open(directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        except OSError:  # it is read-only, or full: its files can be read all the same
+            probe = os.open(directory / "lock", os.O_RDONLY | os.O_CLOEXEC)
         try:
             self._kernel.probe(probe)
         finally:

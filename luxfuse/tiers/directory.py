@@ -92,8 +92,10 @@ class CacheDirectory:
 
     def _take_up(self) -> None:
         try:
-            self.identity = self._prepare(fine=(errno.ENOSPC, errno.EDQUOT))  # a full disk is read from
-            self.remove_left(self.left_of_moves())
+            # A full disk is read from, and a read-only one may hold what is to be uploaded yet.
+            self.identity = self._prepare(fine=(errno.ENOSPC, errno.EDQUOT, errno.EROFS))
+            with ignored_if_read_only():
+                self.remove_left(self.left_of_moves())
         except BaseException:
             self.set_aside()
             raise
@@ -119,7 +121,8 @@ class CacheDirectory:
         except OSError as exc:
             if exc.errno not in fine:
                 raise
-        probe.unlink(missing_ok=True)
+        with ignored_if_read_only():  # nothing is there then
+            probe.unlink(missing_ok=True)
         return str(found["identity"])
 
     def probe(self) -> bool:
@@ -361,6 +364,16 @@ def _open_unbuffered(path: Path) -> int:
         if exc.errno != errno.EINVAL:
             raise
         return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+
+@contextlib.contextmanager
+def ignored_if_read_only() -> Iterator[None]:
+    """Tidy up, unless the file system has become read-only."""
+    try:
+        yield
+    except OSError as exc:
+        if exc.errno != errno.EROFS:
+            raise
 
 
 def fallocate(fd: int, mode: int, offset: int, length: int) -> None:

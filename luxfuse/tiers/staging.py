@@ -26,7 +26,7 @@ from pathlib import Path
 
 from luxfuse.core.spans import page_count
 from luxfuse.durable import sync_directory
-from luxfuse.tiers.directory import CacheDirectory, fallocate, write_all
+from luxfuse.tiers.directory import CacheDirectory, fallocate, ignored_if_read_only, write_all
 from luxfuse.types import PAGE_BYTES
 
 SPARES = 32
@@ -57,8 +57,9 @@ class Staging:
         self._gone: set[int] = set()
         """Files that were about to be removed when the last run was killed; they have their names again."""
         self._bring_back(home)
-        for spare in self.path.glob("spare-*"):
-            spare.unlink()
+        with ignored_if_read_only():
+            for spare in self.path.glob("spare-*"):
+                spare.unlink()
         for directory in others:
             self.add(directory)
 
@@ -167,6 +168,11 @@ class Staging:
             path.unlink()
             self._unsynced.pop(file, None)
         self._elsewhere.pop(number, None)
+
+    def discard(self, number: int) -> None:
+        """As `remove`; on a file system that has become read-only it stays, for a later run. Raises OSError."""
+        with ignored_if_read_only():
+            self.remove(number)
 
     def retire(self, number: int) -> Callable[[], None]:
         """Take a staging file's name away; it need not exist. Returns what then removes it. Both raise OSError.

@@ -127,16 +127,16 @@ class Removing:
             reached("remove.stored")
             removed = promised = True  # the journal may still have the record of a push that is over: it must not come back
         version, after, unheard = self._tree.version_in_store(entry), self._in_flight(entry), self._tree.unheard(entry)
-        self.forget(parent, name, entry)
-        reached("remove.local")
+        with self._journal.together():  # else a successor would find the name gone, and take another one for it
+            self.forget(parent, name, entry)
+            reached("remove.local")
+            if not removed:
+                self._deletes.later(key, (parent, name), version, after, unheard)
+                self._files.copied.defer(key, entry.inode)
+                reached("remove.noted")
         if removed:
             self._namespace.settle(None, parent, name)
-            if promised:
-                await self._journal.commit_made()
-        else:
-            self._deletes.later(key, (parent, name), version, after, unheard)
-            self._files.copied.defer(key, entry.inode)
-            reached("remove.noted")
+        if not removed or promised:
             await self._journal.commit_made()
             reached("remove.committed")
 

@@ -74,6 +74,10 @@ RENAMED = {
     "t": OLD,
     "u.rclonelink": b"target",
 }
+REMOVALS = [
+    ("async-through", ("remove.local", "remove.noted", "remove.committed")),
+    ("cache-through", ("remove.stored", "remove.local")),
+]
 LINK_OF_WHAT_IS_OPEN = """
 fd = os.open("open-{0}", os.O_CREAT | os.O_WRONLY)
 os.write(fd, read("a"))
@@ -151,6 +155,22 @@ def test_renames(dying: Callable[..., Mount], mounting: Mounts, s3: FastS3, buck
     assert set(mount.do("list", str(mount.path))) == shown
     assert mount.unmount().returncode == 0
     assert bucket_files(s3.bucket_path(bucket)) == RENAMED
+
+
+@pytest.mark.parametrize(("mode", "steps"), REMOVALS)
+def test_removals(
+    dying: Callable[..., Mount], mounting: Mounts, s3: FastS3, bucket: str, tmp_path: Path, mode: str, steps: Sequence[str]
+) -> None:
+    """What shows when the name is gone was removed, too."""
+    mounting.expected_logs.append("a file and a directory \\(or symlink\\) of one name")
+    hidden = {f"{step}.rclonelink": b"target" for step in steps}
+    for key, data in (dict.fromkeys(steps, OLD) | hidden).items():
+        put(s3, bucket, key, data)
+    mount = dying(write_mode=mode)
+    assert do(mount, CALLS + f"assert all(stat.S_ISREG(os.lstat(name).st_mode) for name in {steps})")
+    make(mount, tmp_path / "once", [(step, f"os.unlink({step!r})") for step in steps])
+    assert mount.unmount().returncode == 0
+    assert bucket_files(s3.bucket_path(bucket)) == hidden
 
 
 def test_what_is_made(dying: Callable[..., Mount], mounting: Mounts, s3: FastS3, bucket: str, tmp_path: Path) -> None:

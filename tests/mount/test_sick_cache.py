@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import shutil
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,7 @@ import pytest
 from tests.mount.test_keeper import DIED
 from tests.support.disks import Disk
 from tests.support.fast_s3 import FastS3
+from tests.support.fault_proxy import FaultProxy
 from tests.support.mounted import MIB, Mount, Mounts, content, digest, wait_for
 
 GIVEN_BACK_S = 60.0
@@ -192,6 +195,17 @@ def test_written_after_the_cache_file_of_a_reader_was_removed(
     assert (s3.root / bucket / "file").read_bytes() == b"new" + data[3:]
 
 
+@contextlib.contextmanager
+def read_only(directory: Path) -> Iterator[None]:
+    """A read-only view over a directory; the file system itself has our lock file open."""
+    subprocess.run(["mount", "--bind", directory, directory], check=True)
+    try:
+        subprocess.run(["mount", "-o", "remount,ro,bind", directory], check=True)
+        yield
+    finally:
+        subprocess.run(["umount", "-l", directory], check=True)
+
+
 class TestDisk:
     EXPECTED = ("cache directory", "is gone", "fetching it again")
 
@@ -290,15 +304,41 @@ class TestDisk:
         wait_for("a fifth is free still", lambda: free() >= 0.19)
 
     def test_read_only(self, mount: Mount, disk: Disk) -> None:
-        # A read-only view over the directory; the file system itself has our lock file open.
-        subprocess.run(["mount", "--bind", mount.cache, mount.cache], check=True)
-        try:
-            subprocess.run(["mount", "-o", "remount,ro,bind", mount.cache], check=True)
+        with read_only(mount.cache):
             self.check_degraded(mount)
             self.check_writing_fails(mount)
-        finally:
-            subprocess.run(["umount", "-l", mount.cache], check=True)
         self.check_recovered(mount)
+
+    def test_read_only_keeps_no_successor_from_beginning(
+        self, disk: Disk, mounting: Mounts, s3: FastS3, proxy: FaultProxy, bucket: str, fill
+    ) -> None:
+        """Nor the next mount; and what is to be uploaded yet can be read."""
+        fill(all_files())
+        mount = mounting(
+            f"s3://{bucket}", "--free-space-ratio", "0", endpoint_url=proxy.endpoint, cache_dir=disk.path / "cache",
+            expected_logs=(*self.EXPECTED, DIED, "copy of the journal"), keeper=True,
+            options={"write_mode": "async-through"},
+        )  # fmt: skip
+        assert mount.read("file0") == digest(all_files()["file0"])
+        proxy.only(lambda request: request.method == "PUT")
+        proxy.set(hold=True)
+        mount.run(["sh", "-c", 'echo not uploaded > "$0"', f"{mount.path}/waits"]).check_returncode()
+        with read_only(mount.cache):
+            mount.replaced()
+            assert mount.status()["restarts"] == 1
+            self.check_degraded(mount)
+            self.check_writing_fails(mount)
+            assert mount.read("waits") == digest(b"not uploaded\n")
+            proxy.clear()
+            wait_for("it is uploaded", (s3.root / bucket / "waits").exists)
+            assert mount.unmount().returncode == 0
+            done = mount.try_mount()
+            assert done.returncode == 0, done.stderr
+            self.check_degraded(mount)
+            assert mount.read("waits") == digest(b"not uploaded\n")
+        wait_for("recovery", lambda: mount.status()["state"] == "serving")
+        mount.run(["sh", "-c", 'echo new > "$0"', f"{mount.path}/new"]).check_returncode()
+        self.check_all(mount)
 
     def test_removed(self, mount: Mount, disk: Disk) -> None:
         reader = mount.reader()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import time
 from pathlib import Path
@@ -101,11 +102,19 @@ class Aside:
         path = self._staging.path_of(number)
         try:
             if path.stat().st_size == 0:
-                self._staging.remove(number)
+                self._staging.discard(number)
                 return 0
         except FileNotFoundError:
             return 0
-        kept = await trio.to_thread.run_sync(self._recovered.keep_staging, self._staging, number, key)
+        try:
+            kept = await trio.to_thread.run_sync(self._recovered.keep_staging, self._staging, number, key)
+        except OSError as exc:
+            if exc.errno != errno.EROFS:
+                raise
+            log.warning(
+                "%r was being written when the last run ended; what there was of it stays where it is: %s", key, exc
+            )
+            return 0
         log.warning("%r was being written when the last run ended; what there was of it is %s", key, kept)
         return 1
 
@@ -120,6 +129,6 @@ class Aside:
         empty = content.size == 0
         content.close()
         if empty:
-            self._staging.remove(number)
+            self._staging.discard(number)
             return None
         return self._recovered.keep_staging(self._staging, number, record.key)

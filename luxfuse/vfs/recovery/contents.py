@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+from pathlib import Path
 
 from luxfuse.cache.page_cache import PageCache
 from luxfuse.cache.staged import StagedBytes
@@ -41,7 +43,7 @@ class JournalContents:
             return False
         if _was_staged(record) and (st.st_mtime_ns, st.st_size) != (record.stamp, record.size):
             return True  # a program wrote to it on its own
-        self._staging.remove(number)
+        self._staging.discard(number)
         return False
 
     def is_torn(self, number: int, record: FileRecord) -> bool:
@@ -63,7 +65,7 @@ class JournalContents:
             return st.st_size < record.size and st.st_mtime_ns <= record.stamp  # else it was cut by a program
         if st.st_mtime_ns > record.stamp:
             return True
-        self._staging.remove(number)  # of what the store has, not all of which may have been on the disk
+        self._staging.discard(number)  # of what the store has, not all of which may have been on the disk
         return False
 
     def open(self, number: int, record: FileRecord) -> StagedBytes | None:
@@ -71,7 +73,7 @@ class JournalContents:
         path = self._staging.path_of(number)
         inline, intact = self._journal.inline(number), self._intact
         try:
-            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            fd = _open(path)
         except FileNotFoundError:
             if inline is None and record.size:
                 return None
@@ -98,6 +100,16 @@ class JournalContents:
             base_bytes=base_bytes,
             present=present,
         )
+
+
+def _open(path: Path) -> int:
+    """Open a staging file; where the disk has become read-only, to be read and uploaded. Raises OSError."""
+    try:
+        return os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except OSError as exc:
+        if exc.errno != errno.EROFS:
+            raise
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
 
 def _was_staged(record: FileRecord) -> bool:

@@ -153,7 +153,7 @@ class UnfinishedMoves:
             for number, record in list(self._journal.files.items()):
                 if record.key in (target, arguments.get("replaced")) and str(record.inode) != arguments.get("inode"):
                     self._journal.drop_file(number)
-                    self._staging.remove(number)
+                    self._staging.discard(number)
         for number, record in list(self._journal.files.items()):
             new = rekeyed(record, operation)
             if new is not record:

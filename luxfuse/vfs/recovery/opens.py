@@ -62,7 +62,7 @@ class InheritedOpens:
                 numbers.add(fact.number)
             else:
                 self._will.not_nameless(inode)
-                self._staging.remove(fact.number)
+                self._staging.discard(fact.number)
         return numbers
 
     def _restore_nameless(self, inode: int, fact: NamelessFact) -> bool:

@@ -283,7 +283,7 @@ class Recovery:
         known = {dirty.number for dirty in self._entries} | self._nameless | self._journal.files.keys()
         for number in list(self._staging.stored()):
             if number not in known and self._staging.was_retired(number):
-                self._staging.remove(number)
+                self._staging.discard(number)
             elif number not in known:
                 outcome.recovered += await self._aside.keep(number, f"unknown-{number:x}")
 
