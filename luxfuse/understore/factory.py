@@ -14,6 +14,7 @@ from luxfuse.core.urls import endpoint_fault
 from luxfuse.errors import ConfigError, StoreRejected
 from luxfuse.understore.azure.access import AzureAccess
 from luxfuse.understore.base import UnderStore
+from luxfuse.understore.credential_files import require_files
 from luxfuse.understore.failures import safe_url
 from luxfuse.understore.locations import family_of, has_odd_segment, parse_location
 from luxfuse.understore.renewing import Access, OnlyOptions, RenewingDriver
@@ -63,6 +64,7 @@ def open_driver(
         return _open(source, endpoint_url, options, driver, request_timeout_s, shared, direct_gets)
 
     options = dict(storage_options or {})
+    require_files(source, options, variables())
     if family_of(source) is None and reread is None:
         opened = open_with(options, None)
     else:
