@@ -45,12 +45,11 @@ class Uploader:
     async def upload(self, source: Source, metadata: Mapping[str, str], expect: str | None) -> Uploaded:
         """Make the object be what the file is. Raises `VersionChanged` if the store holds another one than ``expect``."""
         stamp = stamp_of(source.bytes.fd)
-        able = self.store.abilities
         if stamp.size <= SINGLE_BYTES:
             await self.parts.give_up_open(source)
             await source.bytes.complete_all()
             return await self._put(source, metadata, expect, stamp)
-        if not able.multipart:
+        if not (await self.store.known_abilities()).multipart:
             await source.bytes.complete_all()
             return await self._put_file(source, metadata, expect, stamp)
         return await self._in_parts(source, metadata, expect, stamp)

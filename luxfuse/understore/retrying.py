@@ -68,6 +68,13 @@ class Store(Calls):
             return False
         return await trio.to_thread.run_sync(driver.renew, options)
 
+    async def known_abilities(self) -> Abilities:
+        """Return the abilities, not what is assumed of them while the driver is not open. Raises `StoreError`."""
+        driver = cast(object, self.driver)
+        if isinstance(driver, UnopenedDriver) and not driver.is_open:
+            await self.call("list", lambda _: driver.require_open(), what="opening the driver")
+        return self.abilities
+
     def is_conditional(self, expect: str | None) -> bool:
         """Whether the store itself compares the version that a write expects; a driver that looks before may be late."""
         if expect is None or not self.abilities.conditional:

@@ -106,6 +106,15 @@ class UnopenedDriver:
         attempt.over.wait(patience_s)
         return attempt.error if self._opened is None else self._opened
 
+    @property
+    def is_open(self) -> bool:
+        """Whether the driver is open, so that its abilities are known."""
+        return self._opened is not None
+
+    def require_open(self) -> None:
+        """Open the driver, if that has not been done. Raises `StoreError`."""
+        self._require()
+
     def _require(self) -> UnderStore:
         opened = self._opened if self._opened is not None else self.open(WAIT_S)
         if not isinstance(opened, LuxError):

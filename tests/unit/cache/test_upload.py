@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import random
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import pytest
 import trio
@@ -22,8 +24,9 @@ from luxfuse.core.parts import LEAST_PART_BYTES, PART_BYTES
 from luxfuse.errors import StoreRejected, StoreUnavailable, VersionChanged
 from luxfuse.index.journal import Journal
 from luxfuse.types import ABSENT, PAGE_BYTES, Buffer
-from luxfuse.understore.base import Abilities
+from luxfuse.understore.base import Abilities, UnderStore
 from luxfuse.understore.retrying import Store
+from luxfuse.understore.unopened import abilities_of, open_or_wait
 from luxfuse.workers import Threads
 from tests.support.fake_store import FakeStore
 from tests.support.harness import pages, random_bytes, until
@@ -198,6 +201,33 @@ async def test_what_arrived_of_an_upload_that_fails_is_not_sent_again(tmp_path: 
         assert b.driver.counts["begin_upload"] == (5 if kind == "begin_upload" else 1)
         assert b.driver.uploads == {}
         assert b.journal.uploads.open == set()
+
+
+async def test_what_arrived_is_not_sent_again_by_a_successor_whose_driver_is_not_open_yet(tmp_path: Path) -> None:
+    data = random_bytes(pages(40), 3)
+    async with bench(tmp_path) as b:
+        source = b.source(data)
+        b.driver.fail_next(error=lambda: StoreRejected("no"), kind="complete_upload")
+        with pytest.raises(StoreRejected):
+            await b.uploader.upload(source, METADATA, ABSENT)
+        assert (sent := b.driver.counts["upload_part"]) == 5
+        opens = threading.Event()
+
+        def opened() -> UnderStore:
+            opens.wait(60)
+            return cast(UnderStore, b.driver)
+
+        driver = open_or_wait(opened, abilities_of("s3://b"), 0.0, lambda _error: True)
+        store = Store(driver, request_timeout_s=60, max_requests=16, rng=random.Random(0))
+        later = Uploader(store=store, journal=b.journal, budget=b.budget, max_uploads=4)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(later.upload, source, METADATA, ABSENT)
+            await trio.testing.wait_all_tasks_blocked()
+            opens.set()
+        assert b.stored == data
+        assert b.driver.counts["upload_part"] == sent
+        assert [verb for verb, _ in b.driver.writes if verb.startswith("put")] == []
+        assert b.driver.uploads == {}
 
 
 async def test_what_has_changed_since_an_upload_failed_is_sent_again(tmp_path: Path) -> None:
