@@ -384,7 +384,7 @@ def test_readers_notice_nothing_beside_it_and_only_estale_inside(
             versions[each][key] = [size, str(tmp_path / name)]
     beside, inside = mount.reader(), mount.reader()
     attach(mount, s3, other, "d/m")
-    beside.send("stress", f"{mount.path}/d", versions[bucket], 5.0, 1)
+    beside.send("stress", f"{mount.path}/d", versions[bucket], 5.0, 1, 11)
     inside.send("stress", f"{mount.path}/d/m/d", versions[other], 5.0, 2)
     while not beside.answered():
         *_, last = client(mount).detach("d/m", force=True)

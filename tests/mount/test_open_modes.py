@@ -177,7 +177,7 @@ def test_stress(mounting: Mounts, s3: FastS3, bucket: str, tmp_path: Path, passt
     )  # fmt: skip
     readers = [mount.reader() for _ in range(4)]
     for i, reader in enumerate(readers):
-        reader.send("stress", str(mount.path), files, seconds, seed + i)
+        reader.send("stress", str(mount.path), files, seconds, seed + i, 11)
     stop = threading.Event()
 
     def disturb() -> None:

@@ -161,14 +161,15 @@ class Verbs:
     def setxattr(self, path: str) -> None:
         os.setxattr(path, "user.test", b"1")
 
-    def stress(self, root: str, versions: dict, seconds: float, seed: int) -> dict:
+    def stress(self, root: str, versions: dict, seconds: float, seed: int, least: int = 0) -> dict:
         """Open, read, map and close files at random for some time; ``versions`` holds block digests (see `stress`)."""
-        return stress(root, versions, seconds, random.Random(seed))
+        return stress(root, versions, seconds, random.Random(seed), least)
 
 
-def stress(root: str, versions: dict, seconds: float, rng: random.Random) -> dict:
+def stress(root: str, versions: dict, seconds: float, rng: random.Random, least: int) -> dict:
     """``versions``: name -> [size, file with the allowed contents one after the other]. Every handle must show slices
-    of one and the same version, whatever happens; ESTALE is fine and ends it."""
+    of one and the same version, whatever happens; ESTALE is fine and ends it. On a busy machine, where some seconds
+    are enough for little, it goes on until there were ``least`` opens, and as many reads."""
     import errno
     import time
 
@@ -188,7 +189,7 @@ def stress(root: str, versions: dict, seconds: float, rng: random.Random) -> dic
             problems.append(f"{how} of {name} at {offset} (+{len(data)}): bytes of none of the versions {possible}")
         entry[2] = still or possible
 
-    while time.monotonic() < give_up_at and len(problems) < 5:
+    while (time.monotonic() < give_up_at or min(counts["opens"], counts["reads"]) < least) and len(problems) < 5:
         action = rng.random()
         try:
             if not held or (action < 0.35 and len(held) < 12):
