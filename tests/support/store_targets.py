@@ -7,15 +7,23 @@ import getpass
 import shutil
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 from urllib.parse import quote
 
 import pytest
 
+from luxfuse.understore import opening
+from luxfuse.understore.azure import fsspec as azure_fsspec
 from luxfuse.understore.base import UnderStore
 from luxfuse.understore.factory import open_driver
+from luxfuse.understore.gcs import fsspec as gcs_fsspec
+from luxfuse.understore.obstore import options as obstore_options
+from luxfuse.understore.s3 import arguments as s3_arguments
+from luxfuse.understore.sftp import fsspec as sftp_fsspec
 from tests.support import fast_s3
 from tests.support.fake_store import FakeStore
 from tests.support.servers_files import file_server
@@ -24,6 +32,8 @@ from tests.support.strict_google import GoogleBucket, account, strict_google
 
 SECRET = "s3cr3t/Key+Value=="
 TIMEOUT_S = 60.0
+WAITING = (opening, azure_fsspec, gcs_fsspec, obstore_options, s3_arguments, sftp_fsspec)
+"""The modules that say how long an answer is waited for."""
 # Of drivers and servers of S3, each is in the others; of those of Google fsspec is taken, as gcsfs is installed.
 SLOW_TARGETS = [pytest.param(name, marks=pytest.mark.slow) for name in ("obstore-s3", "fsspec-fast", "obstore-gs")]
 TARGETS = ["fake", "obstore-s3-prefix", "fsspec-s3", "obstore-fast", "obstore-az", "fsspec-az", "memory", "local",
@@ -255,7 +265,18 @@ def fast_server() -> Iterator[fast_s3.FastS3]:
 
 
 def open_target(request: pytest.FixtureRequest, name: str) -> Iterator[Target]:
-    """Yield the target ``name`` of `TARGETS` or `ON_REQUEST`, with a bucket or directory of its own."""
+    """Yield the target ``name`` of `TARGETS` or `ON_REQUEST`, with a bucket or directory of its own.
+
+    Its drivers wait for answers as long as for requests: on a busy machine a server may be silent for more than the ten
+    seconds after which they try again otherwise, and a driver makes one attempt.
+    """
+    with ExitStack() as stack:
+        for module in WAITING:
+            stack.enter_context(mock.patch.object(module, "READ_TIMEOUT_S", TIMEOUT_S))
+        yield from _opened(request, name)
+
+
+def _opened(request: pytest.FixtureRequest, name: str) -> Iterator[Target]:
     tmp_path: Path = request.getfixturevalue("tmp_path")
     driver, _, rest = name.partition("-")
     if name == "fake":
