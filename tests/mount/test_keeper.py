@@ -687,6 +687,8 @@ def test_a_rename_is_finished_once_the_store_is_back(
     waiting = mount.pid
     proxy.recover()
     wait_for("it is finished", lambda: mount.status()["dirty"]["renames"] == 0)
+    # The kernel is told to forget what it knows of the names a moment later.
+    wait_for("it is shown", lambda: [mount.error("stat", f"{mount.path}/{name}") for name in "ab"] == ["ENOENT", None])
     program.step()
     program.end()
     assert mount.pid == waiting, "no daemon died of it"
