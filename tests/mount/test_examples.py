@@ -44,6 +44,7 @@ def test_runs_on_a_mount(mounting: Mounts, proxy: FaultProxy, bucket: str, name:
     mount = mounting(f"s3://{bucket}", "--write-mode", "async-through", endpoint_url=proxy.endpoint)
     place = f"{mount.path}/{Path(name).stem}"
     environment = {**mount.environment, "OMP_NUM_THREADS": "1", "HOME": str(tmp_path)}
+    environment["RAY_raylet_start_wait_time_s"] = "300"  # else Ray gives itself 30 s to begin
 
     def run(*arguments: Any) -> str:
         command = [sys.executable, str(EXAMPLES / name), *map(str, arguments)]
