@@ -68,14 +68,14 @@ def run(extension: Path, kind: str, seed: int = SEED) -> subprocess.CompletedPro
     environment = {
         **os.environ, "LD_PRELOAD": said_by_gcc("libasan.so"), "PYTHONPATH": str(REPOSITORY),
         "PYTHONMALLOC": "malloc",  # else bytes within Python's arenas are all alike
-        "ASAN_OPTIONS": "detect_leaks=1:halt_on_error=1", "UBSAN_OPTIONS": "print_stacktrace=1",
+        "ASAN_OPTIONS": "detect_leaks=1:halt_on_error=1:allocator_may_return_null=1", "UBSAN_OPTIONS": "print_stacktrace=1",
     }  # fmt: skip
     command = [sys.executable, PROGRAM, extension, kind, str(seed)]
     for _ in range(3):
         done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False, env=environment)
         if NO_SEARCH not in done.stderr:
             return done
-    environment["ASAN_OPTIONS"] = "detect_leaks=0"
+    environment["ASAN_OPTIONS"] = "detect_leaks=0:allocator_may_return_null=1"
     return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False, env=environment)
 
 
