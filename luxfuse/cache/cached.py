@@ -192,6 +192,7 @@ class CachedObject:
 
     def forget_pages(self) -> None:
         """The file is gone: nothing is on disk."""
+        self.cuts += 1
         if not self.flights:
             self.space = None
         self.pages = Pages(self.record.size)

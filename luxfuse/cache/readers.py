@@ -22,6 +22,9 @@ class Readers(Protocol):
     def landed(self, obj: CachedObject, pages: range) -> bool:
         """More pages of an object are on disk, or known to be good; returns whether they are not asked for from now on."""
 
+    def reads_alone(self, oid: bytes) -> bool:
+        """Whether what is read of an object's file does not come to us, so that we do not know how hot its pages are."""
+
     def take_back(self, oid: bytes) -> None:
         """What is read of an object's file while we know of its opens is to be asked for again, page by page.
 
@@ -43,6 +46,10 @@ class NoReaders:
         """Nothing is open."""
 
     def landed(self, _obj: CachedObject, _pages: range) -> bool:
+        """Nothing is open."""
+        return False
+
+    def reads_alone(self, _oid: bytes) -> bool:
         """Nothing is open."""
         return False
 

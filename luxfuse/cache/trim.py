@@ -4,9 +4,9 @@ Order of steps, so that no page is ever recorded whose bytes are a hole: the rec
 the pages, then the file is punched. Meanwhile the object counts as being removed (`Shared.removing`), so nothing is
 fetched into the file; a reader of it looks at `CachedObject.cuts` afterwards.
 
-Objects in use are left alone: those that the kernel has open (`Contents.may_drop`), and others unless they want pages
-themselves. Such a one gives those up that were read much less than those that it wants. So is what is protected, as the
-files of loads are.
+Objects in use are left alone: those that the kernel has open (`Contents.may_drop`) or lanes read, as we do not know which
+of their pages are hot, and others unless they want pages themselves. Such a one gives those up that were read much less
+than those that it wants. So is what is protected, as the files of loads are.
 
 After a kill in between, the pages take room that is not counted, until they are fetched again or the object goes.
 """
@@ -45,7 +45,7 @@ class Trimmer:
         found = self._objects.record(oid)
         if found is None or found.allocated_bytes <= LARGER * wanted_bytes or not space.directory.can_punch:
             return 0
-        if self._contents.is_protected(oid):
+        if self._contents.is_protected(oid) or self._contents.readers.reads_alone(oid):
             return 0
         obj = self._contents.acquire(found.key, found.version, found.size)
         try:

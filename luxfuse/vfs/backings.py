@@ -339,6 +339,10 @@ class Backings:
         """More pages of an object can be read from disk; returns whether the lanes answer for them."""
         return self._copied.lent.landed(obj, pages)
 
+    def reads_alone(self, oid: bytes) -> bool:
+        """Whether the lanes answer for an object's file."""
+        return self._copied.lent.has(oid)
+
     def take_back(self, oid: bytes) -> None:
         """What copied opens read of an object comes from us from now on."""
         self._copied.lent.take_back(oid)

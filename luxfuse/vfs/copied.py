@@ -33,15 +33,6 @@ class _Handle:
     shared: CopiedInode
     sequence: Sequence
     writing: bool
-    streams: bool = False
-    """Whether it was a stream at its last READ, and so is counted in `CopiedInode.streams`."""
-
-    def note_pattern(self, *, ended: bool = False) -> None:
-        """Count it as a stream, or no more."""
-        streams = self.sequence.streams and not ended
-        if streams != self.streams:
-            self.shared.streams += 1 if streams else -1
-            self.streams = streams
 
     @property
     def obj(self) -> CachedObject | None:
@@ -149,7 +140,8 @@ class CopiedOpens:
         if obj is None:
             return b""
         state.sequence.advance(offset, length, obj.size)
-        state.note_pattern()
+        if state.sequence.streams:
+            state.shared.streamed_s = trio.current_time()
         try:
             if not obj.whole:
                 self._streams.catch_up(state)
@@ -172,7 +164,6 @@ class CopiedOpens:
         if state is None:
             raise BadHandle(f"file handle {handle} is not open")
         self._streams.drop(state)
-        state.note_pattern(ended=True)
         state.shared.opens -= 1
         if state.shared.opens == 0:
             self.lent.end(state.inode, state.shared)

@@ -6,8 +6,11 @@ than were written.
 
 A large file that will be whole, and is read here and there meanwhile, is lent before that: the lanes are told of each page
 that is on disk and known to be good. But of a stream each READ is to come to us, as it says how far ahead to fetch
-(`core.readahead`): so they are told of nothing that comes while one of the inode's opens is a stream. Such a page is told
-of when it is asked for later.
+(`core.readahead`): so they are told of nothing that comes while one of the inode's opens is a stream, and for a while after
+its last READ. Such a page is told of when it is asked for later.
+
+Lanes do not count what is read: a file that lacks room would lose its hot pages to others. So none is lent that is larger
+than its directory, and what is lent is not trimmed (`cache.trim`).
 """
 
 from __future__ import annotations
@@ -37,6 +40,8 @@ LENT_FROM_BYTES = 8 << 20
 """So much of a file must be there before it is lent while it is being filled."""
 TOLD_AT_ONCE = 4096
 """So many pages of a file are looked at in one turn of the loop."""
+STREAM_RESTS_S = 2.0
+"""So long after its last READ a stream is one no more: an open that has read the beginning of a file often stays idle."""
 OFFER_AGAIN_S = 10.0
 """After so long a file is offered again that could not be lent, as for want of descriptors."""
 
@@ -62,10 +67,15 @@ class CopiedInode:
     """The object whose file is lent, or is about to be, or was refused: it is not offered again."""
     offered_filling: CachedObject | None = None
     """The same of files that are still being filled."""
-    streams: int = 0
-    """How many of its opens are streams just now."""
+    streamed_s: float = -math.inf
+    """When a READ came last of an open that is a stream, by the event loop's clock."""
     not_before_s: float = -math.inf
     """When it may be offered, by the event loop's clock."""
+
+    @property
+    def is_streamed(self) -> bool:
+        """Whether one of its opens is a stream, of which READs still come."""
+        return trio.current_time() < self.streamed_s + STREAM_RESTS_S
 
 
 class Lendings:
@@ -150,13 +160,13 @@ class Lendings:
 
     def asked_for(self, inode: int, shared: CopiedInode, obj: CachedObject, pages: range) -> None:
         """Have the lanes answer for pages whose READs came to us, and for more of an object that will soon be whole."""
-        if shared.streams:
+        if shared.is_streamed:
             return
         if shared.filling:
             self._tell(inode, obj, pages)
             return
         new = shared.offered_filling is not obj and obj.file_number and obj.cached_bytes >= LENT_FROM_BYTES
-        if new and trio.current_time() >= shared.not_before_s and self._behind.fits(obj):
+        if new and trio.current_time() >= shared.not_before_s and _has_room(obj) and self._behind.fits(obj):
             shared.offered_filling = obj
             self._nursery.start_soon(self._lend_filling, inode, shared, obj)
 
@@ -201,7 +211,7 @@ class Lendings:
             shared = self._inodes[inode]
             if shared.file_number != obj.file_number:
                 self.end(inode, shared)
-            elif shared.filling and not shared.streams:
+            elif shared.filling and not shared.is_streamed:
                 self._tell(inode, obj, pages)
                 continue
             told = False
@@ -214,6 +224,10 @@ class Lendings:
             shared.not_before_s = trio.current_time() + OFFER_AGAIN_S
 
     # -- the end
+
+    def has(self, oid: bytes) -> bool:
+        """Whether the file of an object is lent."""
+        return oid in self._lent
 
     def end(self, inode: int, shared: CopiedInode) -> None:
         """Answer the READs of an inode here again; its file may be lent anew if it is whole then."""
@@ -240,3 +254,8 @@ class Lendings:
         """The volume ends, or a cache directory does: nothing is answered from any file any more."""
         for inode, shared in self._inodes.items():
             self.end(inode, shared)
+
+
+def _has_room(obj: CachedObject) -> bool:
+    """Whether all of an object can be in its cache directory at once."""
+    return obj.space is not None and obj.size <= obj.space.full_bytes

@@ -97,9 +97,9 @@ def test_what_is_there_of_a_file_that_is_being_filled_is_read_without_python(
     mounting: Mounts, s3: FastS3, bucket: str
 ) -> None:
     page = content("page", MIB - 4)
-    data = b"".join(number.to_bytes(4, "big") + page for number in range(64))
+    data = b"".join(number.to_bytes(4, "big") + page for number in range(128))
     put(s3, bucket, "large", data)
-    mount = mounting(f"s3://{bucket}", endpoint_url=s3.endpoint, options={"bandwidth-limit": "3MiB"})
+    mount = mounting(f"s3://{bucket}", endpoint_url=s3.endpoint, options={"bandwidth-limit": "1MiB"})
     reader, path = mount.reader(), f"{mount.path}/large"
     reader("open", "it", path)
     blocks = iter(range(1, 256))
@@ -117,6 +117,10 @@ def test_what_is_there_of_a_file_that_is_being_filled_is_read_without_python(
         return answered(mount)[1] == before + 9
 
     wait_for("the lanes answer", all_by_lanes)
+    assert mount.do("getxattr", path, "user.luxfuse.state") != "cached", "whole files are lent in any case"
+    (cached,) = mount.cache_files()
+    os.truncate(cached, 20 * MIB)
+    look()  # what somebody has cut off is no end of the file
     assert mount.status()["fuse"]["errors"] == 0
 
 

@@ -82,8 +82,9 @@ bool answer_read(struct lane *lane, const void *request, size_t size)
 	LANE_PAUSE();
 	if (n > 0)
 		table_was_read(e, (uint64_t)n);
+	const bool cut = n >= 0 && entry_is_cut(e, arg->offset, arg->size, (uint64_t)n);
 	const bool live = table_unuse(e, false, 0);
-	if (n < 0 || !(live || is_fast(arg->fh)))
+	if (n < 0 || cut || !(live || is_fast(arg->fh)))
 		return false;
 	/* Counted before the reader goes on, so that the counters are never behind what was seen. */
 	count_up(&lane->reads, 1);

@@ -146,6 +146,7 @@ unsigned long long table_served_opens(void); /* of inodes without a backing id, 
 struct entry *table_use(uint64_t ino, bool fast, bool writing, uint64_t room_bytes);
 struct entry *table_use_read(uint64_t ino, bool fast, uint64_t offset, uint64_t size); /* that, for a READ of this range */
 int entry_fd(const struct entry *e, bool writing);
+bool entry_is_cut(const struct entry *e, uint64_t offset, uint64_t size, uint64_t got); /* a file being filled ends too early */
 bool table_unuse(struct entry *e, bool writing, uint64_t room_bytes); /* whether the file was not retired meanwhile */
 uint64_t table_wrote(struct entry *e, uint64_t offset, uint64_t size); /* bytes up to its end to send to the disk; 0: none */
 bool table_grant(uint64_t ino, uint64_t more_bytes);	/* false: its WRITEs are not answered here */

@@ -55,7 +55,8 @@ struct entry {
 	uint64_t filling_bytes; /* that WRITEs under way were given of it */
 	struct slot *slot; /* NULL: there is no estate, or the file is lent */
 	uint64_t run_start, run_end; /* what was written in sequence, and has not been sent to the disk */
-	uint64_t fill_pages; /* of a file that is being filled: how many `fill` tells of */
+	uint64_t fill_size;  /* of a file that is being filled: its bytes, once it is whole */
+	uint64_t fill_pages; /* how many `fill` tells of */
 	unsigned char *fill; /* a bit for each that is there; NULL: all is */
 	atomic_ullong read_since; /* bytes, and opens, that lanes answered since `take_busy` last looked */
 	uint32_t opened_since;
@@ -182,6 +183,7 @@ int table_register(const struct registration *r)
 	*e = (struct entry){ .ino = r->ino, .backing_id = r->backing_id, .stamp_ns = r->stamp_ns, .valid_until_ns = r->valid_until_ns,
 			     .notice = r->notice, .write_fd = -1, .slot = r->inherited, .retired = r->retired, .inherited = r->inherited };
 	if (r->filling_bytes) {
+		e->fill_size = r->filling_bytes;
 		e->fill_pages = (r->filling_bytes + FILL_BYTES - 1) / FILL_BYTES;
 		if (!(e->fill = calloc(e->fill_pages / 8 + 1, 1))) {
 			free(e);
@@ -448,6 +450,11 @@ bool table_fill(uint64_t ino, uint64_t first, uint64_t count)
 		e->fill[page / 8] |= (unsigned char)(1u << page % 8);
 	unlock_slot(ino | LENT);
 	return filling;
+}
+
+bool entry_is_cut(const struct entry *e, uint64_t offset, uint64_t size, uint64_t got)
+{
+	return e->fill && got < size && offset + got < e->fill_size;
 }
 
 int entry_fd(const struct entry *e, bool writing)

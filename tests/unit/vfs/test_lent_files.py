@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 
@@ -205,7 +206,8 @@ async def test_a_file_that_is_being_filled_is_lent_page_by_page(tmp_path: Path) 
 
 
 @pytest.mark.usefixtures("not_behind")
-async def test_a_stream_is_heard_of_all_that_comes(tmp_path: Path) -> None:
+async def test_a_stream_is_heard_of_all_that_comes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lending, "STREAM_RESTS_S", 1000.0)
     driver = large()
     async with mounted(tmp_path, driver) as m:
         handle, inode = await lend_filling(m)
@@ -214,14 +216,39 @@ async def test_a_stream_is_heard_of_all_that_comes(tmp_path: Path) -> None:
         assert shared is not None
         for page in range(24, 30):
             await m.kernel.read(m.fs, stream, pages(page), pages(1))
-        assert shared.streams == 1
+        assert shared.is_streamed
         assert m.kernel.filled[inode] <= {*range(20), 24}, "a page that was asked for before it was a stream"
         await m.kernel.read(m.fs, handle, pages(27), 10)
         assert 27 not in m.kernel.filled[inode]
-        await m.kernel.release(m.fs, stream)
-        assert shared.streams == 0
+        monkeypatch.setattr(lending, "STREAM_RESTS_S", 0.0)  # it stays open, and is read no more
         await m.kernel.read(m.fs, handle, pages(27), 10)
         assert 27 in m.kernel.filled[inode]
+        for each in (stream, handle):
+            await m.kernel.release(m.fs, each)
+
+
+@pytest.mark.usefixtures("not_behind")
+async def test_what_lanes_read_of_a_file_that_is_being_filled_is_not_trimmed(tmp_path: Path) -> None:
+    """How hot its pages are is not known any more."""
+    async with mounted(tmp_path, large()) as m:
+        handle, _ = await lend_filling(m)
+        (oid,) = m.files.copied.lent._lent
+        assert await m.space.trimmer.trim(oid, m.space, pages(1)) == 0
+        assert m.kernel.filled
+        await m.kernel.release(m.fs, handle)
+        assert await m.space.trimmer.trim(oid, m.space, pages(1)) == pages(1)
+
+
+@pytest.mark.usefixtures("not_behind")
+async def test_a_file_that_is_larger_than_the_cache_is_not_lent(tmp_path: Path) -> None:
+    async with mounted(tmp_path, large(), capacity_bytes=pages(36)) as m:
+        handle = await m.open("big")
+        for page in reversed(range(30)):
+            await m.kernel.read(m.fs, handle, pages(page), 10)
+        await until(lambda: not m.cache.budget.held_bytes)
+        await m.kernel.read(m.fs, handle, pages(3), 10)
+        await trio.testing.wait_all_tasks_blocked()
+        assert not m.kernel.lendings
         await m.kernel.release(m.fs, handle)
 
 
@@ -232,10 +259,10 @@ async def test_one_that_was_lent_while_it_was_filled_is_lent_as_a_whole(tmp_path
         handle, inode = await lend_filling(m)
         shared = m.files.copied.get(inode)
         assert shared is not None
-        shared.streams += 1  # so that the lanes are told of nothing
+        shared.streamed_s = math.inf  # so that the lanes are told of nothing
         for page in range(20, 40):
             await m.kernel.read(m.fs, handle, pages(page), 10)
-        shared.streams -= 1
+        shared.streamed_s = -math.inf
         await m.kernel.read(m.fs, handle, pages(30), 10)
         await until(lambda: m.kernel.lendings == 1)
         assert (inode in m.kernel.lent, inode in m.kernel.filled) == (True, False)
