@@ -23,7 +23,7 @@ class Readers(Protocol):
         """More pages of an object are on disk, or known to be good; returns whether they are not asked for from now on."""
 
     def reads_alone(self, oid: bytes) -> bool:
-        """Whether what is read of an object's file does not come to us, so that we do not know how hot its pages are."""
+        """Whether an object's file is read past us while it is being filled: we do not know how hot its pages are."""
 
     def take_back(self, oid: bytes) -> None:
         """What is read of an object's file while we know of its opens is to be asked for again, page by page.

@@ -340,8 +340,8 @@ class Backings:
         return self._copied.lent.landed(obj, pages)
 
     def reads_alone(self, oid: bytes) -> bool:
-        """Whether the lanes answer for an object's file."""
-        return self._copied.lent.has(oid)
+        """Whether the lanes answer for an object's file while it is being filled."""
+        return self._copied.lent.is_filling(oid)
 
     def take_back(self, oid: bytes) -> None:
         """What copied opens read of an object comes from us from now on."""

@@ -10,7 +10,7 @@ that is on disk and known to be good. But of a stream each READ is to come to us
 its last READ. Such a page is told of when it is asked for later.
 
 Lanes do not count what is read: a file that lacks room would lose its hot pages to others. So none is lent that is larger
-than its directory, and what is lent is not trimmed (`cache.trim`).
+than its directory, and what is lent is not trimmed meanwhile (`cache.trim`).
 """
 
 from __future__ import annotations
@@ -225,9 +225,9 @@ class Lendings:
 
     # -- the end
 
-    def has(self, oid: bytes) -> bool:
-        """Whether the file of an object is lent."""
-        return oid in self._lent
+    def is_filling(self, oid: bytes) -> bool:
+        """Whether the file of an object is lent while it is being filled."""
+        return any(self._inodes[inode].filling for inode in self._lent.get(oid, ()))
 
     def end(self, inode: int, shared: CopiedInode) -> None:
         """Answer the READs of an inode here again; its file may be lent anew if it is whole then."""
