@@ -239,7 +239,8 @@ class Following:
     def _turn(self, each: int) -> list[_PutBy]:
         """The next of those that were put by: so many at most, with so few bytes that a slow line brings them in time."""
         sizes = accumulate(obj.size for obj, _ in self._together)
-        return [put_by for put_by, size in zip(self._together[:each], sizes, strict=False) if size <= TOGETHER_BYTES]
+        turn = [put_by for put_by, size in zip(self._together[:each], sizes, strict=False) if size <= TOGETHER_BYTES]
+        return turn or self._together[:1]
 
     def _fetch_in_a_turn(self, turn: Sequence[_PutBy]) -> None:
         small: list[_PutBy] = []

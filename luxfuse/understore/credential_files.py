@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from luxfuse.core.units import YES
-from luxfuse.errors import NoCredentials
+from luxfuse.errors import ConfigError, NoCredentials
 from luxfuse.understore.azure.access import AzureAccess
 from luxfuse.understore.failures import safe_url
 from luxfuse.understore.gcs.arguments import TOKENS
@@ -23,7 +23,10 @@ _DEFAULT = "google_default"
 
 
 def require_files(source: str, options: Mapping[str, str], variables: Mapping[str, str]) -> None:
-    """Raise `NoCredentials` if what is used for a source is a file that cannot be read."""
+    """Raise `NoCredentials` if what is used for a source is a file that cannot be read.
+
+    Raises `ConfigError` for what is no path, but the content of such a file.
+    """
     family = family_of(source)
     if family not in _OPTIONS or _uses_none(family, options, variables):
         return
@@ -32,6 +35,8 @@ def require_files(source: str, options: Mapping[str, str], variables: Mapping[st
         (f"the variable {name}", variables[name]) for name in _VARIABLES[family] if variables.get(name)
     ]
     for place, path in found[:1]:
+        if "{" in path or "\n" in path:
+            raise ConfigError(f"{safe_url(source)}: {place} has to be the path of a file, not its content")
         if place.endswith(" token") and not _is_path(path):
             return  # a token itself, or another way to one
         try:
@@ -39,8 +44,9 @@ def require_files(source: str, options: Mapping[str, str], variables: Mapping[st
                 file.read(1)
         except (OSError, ValueError) as exc:
             why = exc.strerror if isinstance(exc, OSError) else "it is no path"
+            shown = f", {path}," if _is_path(path) else ""  # a secret may have got there
             raise NoCredentials(
-                f"{safe_url(source)}: the credentials that {place} names, {path}, cannot be read: {why}; put the file "
+                f"{safe_url(source)}: the credentials that {place} names{shown} cannot be read: {why}; put the file "
                 "there, or name another one"
             ) from None
 
@@ -54,5 +60,6 @@ def _uses_none(family: str, options: Mapping[str, str], variables: Mapping[str, 
     return bool(options.get("service_account_key"))
 
 
-def _is_path(token: str) -> bool:
-    return token not in TOKENS and (os.sep in token or token.endswith(".json"))
+def _is_path(text: str) -> bool:
+    """Whether a text is surely meant as a path: a token may have slashes in it, too."""
+    return text not in TOKENS and (text.startswith((os.sep, ".", "~")) or text.endswith(".json"))

@@ -119,7 +119,8 @@ class HttpDriver(ReadOnlyWrites, FsspecDriver):
             total = _total(response)
             if response.status != 206 and (start != 0 or total != end):
                 response.close()
-                require_version(_version(response, total), version, what)
+                if total >= 0 or "ETag" in response.headers:  # else it is not told
+                    require_version(_version(response, total), version, what)
                 raise StoreRejected(f"{what}: the server ignores Range, so only whole files in one piece can be read")
             return checked(await response.read(), end - start, _version(response, total), version, what)
 

@@ -108,8 +108,9 @@ class ObstoreWrites(NoMultipart):
         for _ in range(2):
             try:
                 return self._put(key, data, metadata, expect, keep)
-            except VersionChanged:
-                if self._family != "s3" or expect is None or not self.conditional or not self._is(key, expect):
+            except VersionChanged as exc:
+                refused = self._family == "s3" and exc.code == "PreconditionFailed" and self.conditional
+                if expect is None or not refused or not self._is(key, expect):
                     raise
         self.forgo_conditions()  # see `S3Client` for servers that refuse what is as expected
         return self._put(key, data, metadata, None, keep)

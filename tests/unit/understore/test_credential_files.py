@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import pytest
 
-from luxfuse.errors import NoCredentials
+from luxfuse.errors import ConfigError, NoCredentials
 from luxfuse.understore.credential_files import require_files
 from luxfuse.understore.factory import open_driver
 from luxfuse.understore.unopened import UnopenedDriver, abilities_of, open_or_wait
@@ -85,3 +85,19 @@ def test_a_file_that_comes_later_is_used(tmp_path: Path) -> None:
     driver._failed_s = -60.0
     assert not isinstance(driver.open(60), NoCredentials)
     driver.close()
+
+
+@pytest.mark.parametrize("name", ["token", "service_account", "application_credentials"])
+def test_a_secret_in_place_of_a_path_is_not_shown(name: str) -> None:
+    with pytest.raises(
+        ConfigError, match=f"the storage option {name} has to be the path of a file, not its content"
+    ) as told:
+        require_files("gs://b", {name: '{"private_key": "s3cr3t", "token_uri": "https://x/y"}'}, {})
+    assert "s3cr3t" not in str(told.value)
+
+
+def test_what_may_be_no_path_is_not_shown() -> None:
+    require_files("gs://b", {"token": "ya29.a/s3cr3t"}, {})
+    with pytest.raises(NoCredentials, match="the storage option service_account names cannot be read") as told:
+        require_files("gs://b", {"service_account": "ya29.a/s3cr3t"}, {})
+    assert "s3cr3t" not in str(told.value)

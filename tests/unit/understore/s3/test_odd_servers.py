@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from luxfuse.errors import NoStore, NotFound, StoreUnavailable, VersionChanged
+from luxfuse.errors import NoStore, NotFound, StoreError, StoreUnavailable, VersionChanged
 from luxfuse.types import ABSENT
 from luxfuse.understore.base import UnderStore
 from luxfuse.understore.factory import open_driver
@@ -96,6 +96,15 @@ def test_a_server_that_refuses_what_is_as_expected_is_found_out(store, server, e
     assert store.put("x", b"new", {}, expect=version).version == server.objects["x"].etag != version
     assert not store.abilities.conditional
     assert server.objects["x"].body == b"new"
+
+
+def test_a_conflict_with_others_is_no_server_that_refuses_what_is_as_expected(store, server):
+    server.on["put"] = lambda seen: error(409, "OperationAborted") if "if-match" in seen.headers else None
+    version = server.place("x", b"old")
+    with pytest.raises(StoreError):
+        store.put("x", b"new", {}, expect=version)
+    assert store.abilities.conditional
+    assert server.objects["x"].body == b"old"
 
 
 def test_an_upload_that_is_gone_at_ceph_is_gone(store, server):
