@@ -12,14 +12,28 @@ import hashlib
 import hmac
 import importlib.util
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from datetime import UTC, datetime
 from typing import Any
-from urllib.parse import urlencode
+from urllib.parse import quote, unquote, urlencode
 
-from luxfuse.understore.gets.client import IS_BUILT, NOT_BUILT, Dialect, Door, Elsewhere, Gets, Sent, is_plain_url
+from luxfuse.core.vain import Pause
+from luxfuse.understore.gets.client import (
+    IS_BUILT,
+    LONGEST_PAUSE_S,
+    NOT_BUILT,
+    PAUSE_S,
+    Dialect,
+    Door,
+    Elsewhere,
+    Gets,
+    Sent,
+    is_plain_url,
+)
 from luxfuse.understore.locations import Location
 from luxfuse.understore.reach import CONNECT_TIMEOUT_S, READ_TIMEOUT_S, Reach
 
@@ -33,8 +47,6 @@ SCOPE = "https://storage.azure.com/.default"
 SIGNED_FOR_S = 3600
 EARLY_S = 300
 """Signatures and tokens are renewed so long before they end."""
-PAUSE_S = 60
-"""A token that could not be had is not asked for again for so long."""
 
 _KNOWN = frozenset({
     "account_name", "account_key", "sas_key", "endpoint", "skip_signature", "client_id", "client_secret", "tenant_id",
@@ -68,7 +80,11 @@ def open_gets(
         log.info("files are fetched by obstore: %s", reason)
         return None
     assert reach.trust.bundle is not None
-    door = _door(location.bucket, settings, reach.trust.bundle)
+    try:
+        door = _door(location.bucket, settings, reach.trust.bundle)
+    except Exception as exc:  # noqa: BLE001 (azure-identity says in many ways that it can do nothing with settings)
+        log.info("files are fetched by obstore: the settings open nothing here (%s)", type(exc).__name__)
+        return None
     return Gets(DIALECT, url, location.prefix, door, bundle=reach.trust.bundle, timeout_s=timeout_s, most=most)
 
 
@@ -88,9 +104,16 @@ def refusal(url: str, settings: Mapping[str, Any], variables: Mapping[str, str],
     if not is_plain_url(url):
         return "an unusual endpoint, or name of the container"
     by_token = not (settings.get("skip_signature") or settings.get("account_key") or settings.get("sas_key"))
-    if by_token and importlib.util.find_spec("azure.identity") is None:
+    if by_token and not _has_identity():
         return "azure-identity is not installed, which fetches tokens"
     return None
+
+
+def _has_identity() -> bool:
+    try:
+        return importlib.util.find_spec("azure.identity") is not None
+    except ImportError:  # there is no ``azure`` at all
+        return False
 
 
 class Given(Door):
@@ -111,22 +134,28 @@ class DoorOfKey(Door):
         self._key = base64.b64decode(key, validate=True)
         self._sent = Sent(None, PLAIN)
         self._renew_s = 0.0
-        self._useless = False
+        self._pause = Pause(PAUSE_S, LONGEST_PAUSE_S)
 
     def __call__(self) -> Sent:
         now_s = time.time()
-        if self._useless:
+        if self.is_elsewhere:
             raise Elsewhere
         if now_s >= self._renew_s:
             self._sent = Sent(self._signed(now_s + SIGNED_FOR_S), PLAIN)
             self._renew_s = now_s + SIGNED_FOR_S - EARLY_S
         return self._sent
 
+    @property
+    def is_elsewhere(self) -> bool:
+        return self._pause.is_on(time.monotonic())
+
+    def accepted(self) -> None:
+        self._pause.end()
+
     def refused(self) -> None:
-        """Make none any more: an account may allow requests that are signed by its key, and no such signatures."""
-        if not self._useless:
-            log.info("the store refuses signatures that are made of the account's key; files are fetched by obstore")
-        self._useless = True
+        """Make none for a while: an account may allow requests that are signed by its key, and no such signatures."""
+        if self._pause.note(time.monotonic()):
+            log.info("signatures that are made of the account's key are refused; files are fetched by obstore for now")
 
     def _signed(self, ends_s: float) -> str:
         ends = datetime.fromtimestamp(ends_s, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
@@ -137,38 +166,72 @@ class DoorOfKey(Door):
 
 
 class DoorOfToken(Door):
-    """Tokens, each as long as it holds."""
+    """Tokens, each as long as it holds. While one does, nobody waits for the next one."""
 
     def __init__(self, ask: Callable[[], tuple[str, float]]) -> None:
         """``ask`` returns a token and when it ends; it may wait, and raise anything."""
         self._ask = ask
         self._lock = threading.Lock()
         self._sent = Sent(None, PLAIN)
-        self._renew_s = 0.0
-        self._again_s = self._blamed_s = 0.0
+        self._renew_s = self._ends_s = 0.0
+        self._again_s = self._blame_s = -math.inf
 
     def __call__(self) -> Sent:
-        with self._lock:
-            now_s = time.time()
-            if now_s >= self._renew_s:
-                if now_s < self._again_s:
-                    raise Elsewhere
-                try:
-                    token, ends_s = self._ask()
-                except Exception as exc:  # noqa: BLE001 (of a library that has many)
-                    self._again_s = time.time() + PAUSE_S
-                    log.info("no token could be had (%s); files are fetched by obstore for now", type(exc).__name__)
-                    raise Elsewhere from None
-                self._sent = Sent(None, (*PLAIN, f"Authorization: Bearer {token}"))
-                self._renew_s = ends_s - EARLY_S
-            return self._sent
+        now_s = time.time()
+        if now_s >= self._renew_s and self._lock.acquire(blocking=now_s >= self._ends_s):
+            try:
+                self._renew()
+            finally:
+                self._lock.release()
+        return self._sent
+
+    @property
+    def is_elsewhere(self) -> bool:
+        return time.time() >= self._ends_s and time.monotonic() < self._again_s
 
     def refused(self) -> None:
         """Have another token for the next request, but not one for each that is refused."""
-        with self._lock:
-            now_s = time.time()
-            if now_s >= self._blamed_s + PAUSE_S:
-                self._renew_s, self._blamed_s = 0.0, now_s
+        if self._lock.acquire(blocking=False):  # else it is being renewed
+            now_s = time.monotonic()
+            if now_s >= self._blame_s:
+                self._renew_s, self._ends_s, self._blame_s = 0.0, 0.0, now_s + PAUSE_S
+            self._lock.release()
+
+    def _renew(self) -> None:
+        """Ask for another token where the time has come; raises `Elsewhere` if there is none then."""
+        now_s = time.time()
+        if now_s < self._renew_s:
+            return
+        if time.monotonic() >= self._again_s:
+            try:
+                token, ends_s = _in_time(self._ask, READ_TIMEOUT_S)
+            except Exception as exc:  # noqa: BLE001 (of a library that has many)
+                self._again_s = time.monotonic() + PAUSE_S
+                log.info("no token could be had for now (%s)", type(exc).__name__)
+            else:
+                self._sent = Sent(None, (*PLAIN, f"Authorization: Bearer {token}"))
+                self._ends_s = ends_s
+                self._renew_s = min(ends_s, max(ends_s - EARLY_S, time.time() + PAUSE_S))
+                return
+        if now_s >= self._ends_s:
+            raise Elsewhere
+
+
+def _in_time(ask: Callable[[], tuple[str, float]], timeout_s: float) -> tuple[str, float]:
+    """Call ``ask`` in a thread of its own, and wait no longer: azure-identity makes several requests for a token.
+
+    Raises as it does, and TimeoutError.
+    """
+    outcome: Future[tuple[str, float]] = Future()
+
+    def run() -> None:
+        try:
+            outcome.set_result(ask())
+        except BaseException as exc:  # noqa: BLE001 (it is raised where it is waited for)
+            outcome.set_exception(exc)
+
+    threading.Thread(target=run, name="token", daemon=True).start()
+    return outcome.result(timeout_s)
 
 
 def _door(container: str, settings: Mapping[str, Any], bundle: str) -> Door:
@@ -184,7 +247,7 @@ def _door(container: str, settings: Mapping[str, Any], bundle: str) -> Door:
             return Given()  # obstore tells that the key is none
     proof = get("federated_token_file") or get("client_secret")
     if get("sas_key") and not (proof and get("client_id") and get("tenant_id")):
-        return Given(get("sas_key").lstrip("?"))
+        return Given(_encoded(get("sas_key")))
     credential = _credential(get, bundle)
 
     def ask() -> tuple[str, float]:
@@ -192,6 +255,17 @@ def _door(container: str, settings: Mapping[str, Any], bundle: str) -> Door:
         return str(found.token), float(found.expires_on)
 
     return DoorOfToken(ask)
+
+
+def _encoded(sas: str) -> str:
+    """Return a signature as it goes into an address, from one that is encoded or not, as obstore does.
+
+    Raises ValueError if it is none.
+    """
+    pairs = [pair.strip().partition("=") for pair in unquote(sas.strip(), errors="strict").lstrip("?").split("&")]
+    if not all(equals for name, equals, _ in pairs if name):
+        raise ValueError("no signature")
+    return urlencode([(name, value) for name, _, value in pairs if name], quote_via=quote)
 
 
 def _credential(get: Callable[[str], str], bundle: str) -> Any:

@@ -6,17 +6,18 @@ By themselves, the former heeds no variables, and the latter believe the certifi
 from __future__ import annotations
 
 import functools
+import time
 from collections.abc import Mapping
 from typing import Any
 
 import aiohttp
 import requests
-from google.auth.exceptions import RefreshError
+from google.auth.exceptions import GoogleAuthError, ResponseError, TimeoutError, TransportError
 from google.auth.transport.requests import Request
 
-from luxfuse.errors import NoCredentials
+from luxfuse.errors import NoCredentials, StoreError, StoreUnavailable
 from luxfuse.understore.failures import CREDENTIAL_PLACES
-from luxfuse.understore.reach import Reach
+from luxfuse.understore.reach import READ_TIMEOUT_S, Reach
 from luxfuse.understore.variables import variables
 
 TOKENS = "https://oauth2.googleapis.com"
@@ -26,6 +27,8 @@ STORED = {"Accept-Encoding": "gzip"}
 """Of content: Google unpacks what is stored compressed for those who do not say this, and then heeds no Range."""
 EARLY_S = 300
 """Tokens are renewed so long before they expire."""
+PAUSE_S = 60
+"""One that holds yet, and could not be renewed, is not renewed again for so long."""
 
 
 def reach_by(filesystem: Any, options: Mapping[str, str]) -> Reach:
@@ -36,7 +39,7 @@ def reach_by(filesystem: Any, options: Mapping[str, str]) -> Reach:
     reach = Reach.of((filesystem._location, TOKENS), options, variables())
     filesystem._set_session = functools.partial(_set_session, filesystem, reach, reach.trust.ssl_context())
     tokens = filesystem.credentials
-    tokens.maybe_refresh = functools.partial(_refresh, tokens, Reach.of((TOKENS,), options, variables(), reach.trust))
+    tokens.maybe_refresh = Renewal(tokens, Reach.of((TOKENS,), options, variables(), reach.trust))
     return reach
 
 
@@ -50,17 +53,61 @@ async def _set_session(filesystem: Any, reach: Reach, context: Any) -> Any:
     return await type(filesystem)._set_session(filesystem)
 
 
-def _refresh(tokens: Any, reach: Reach, early_s: int = EARLY_S) -> None:
-    """Do as gcsfs's own method does, by a session that goes the right way."""
-    if tokens.credentials is None or tokens._credentials_valid(early_s):
-        return
-    with tokens.lock, requests.Session() as session:
-        if tokens._credentials_valid(early_s):
+class _Request(Request):
+    """Requests for tokens that wait no longer than others; by themselves, two minutes."""
+
+    def __call__(self, url: str, *args: Any, timeout: Any = READ_TIMEOUT_S, **kwargs: Any) -> Any:
+        return super().__call__(url, *args, timeout=timeout, **kwargs)  # type: ignore[no-untyped-call]
+
+
+class Renewal:
+    """Does as gcsfs's own ``maybe_refresh``, by a session that goes the right way, and no longer than a request may last.
+
+    While a token holds, nobody waits for the next one. Thread-safe.
+    """
+
+    def __init__(self, tokens: Any, reach: Reach) -> None:
+        self._tokens, self._reach = tokens, reach
+        self._again_s = 0.0
+        self._failure: StoreError | None = None
+        self._failed_s = 0.0
+
+    def __call__(self, early_s: int = EARLY_S) -> None:
+        """Renew the token if it ends soon. Raises `StoreError` if there is none then."""
+        tokens = self._tokens
+        if tokens.credentials is None or tokens._credentials_valid(early_s):
             return
-        session.trust_env = False
-        session.verify, session.proxies = reach.trust.verify, reach.proxies()
+        began_s, holds = time.monotonic(), tokens.credentials.valid
+        if (holds and began_s < self._again_s) or not tokens.lock.acquire(blocking=not holds):
+            return
         try:
-            tokens.credentials.refresh(Request(session))
-        except RefreshError:
-            raise NoCredentials(f"no token could be had; credentials come from: {CREDENTIAL_PLACES['gs']}") from None
+            if tokens._credentials_valid(early_s):
+                return
+            if self._failure is None or self._failed_s < began_s:
+                self._renew()
+            elif not tokens.credentials.valid:  # as another thread has found, which was waited for
+                raise type(self._failure)(str(self._failure))
+        finally:
+            tokens.lock.release()
+
+    def _renew(self) -> None:
+        tokens = self._tokens
+        with requests.Session() as session:
+            session.trust_env = False
+            session.verify, session.proxies = self._reach.trust.verify, self._reach.proxies()
+            try:
+                tokens.credentials.refresh(_Request(session))
+            except GoogleAuthError as exc:
+                self._failed_s = time.monotonic()
+                self._again_s = self._failed_s + PAUSE_S
+                self._failure = _failure(exc)
+                if not tokens.credentials.valid:
+                    raise self._failure from None
         tokens.credentials.apply(tokens.heads)
+
+
+def _failure(exc: GoogleAuthError) -> StoreError:
+    away = (TransportError, TimeoutError, ResponseError)
+    if isinstance(exc, away) or isinstance(exc.__cause__, away) or exc.retryable:
+        return StoreUnavailable("no token could be had: the service that gives them does not answer")
+    return NoCredentials(f"no token could be had; credentials come from: {CREDENTIAL_PLACES['gs']}")

@@ -16,12 +16,13 @@ import logging
 import math
 import re
 import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from luxfuse import __version__
-from luxfuse.core.vain import InVain
+from luxfuse.core.vain import InVain, Pause
 from luxfuse.errors import StoreError, StoreUnavailable
 from luxfuse.types import ObjectInfo
 from luxfuse.understore.failures import from_status
@@ -43,7 +44,11 @@ IS_BUILT = _gets is not None
 NOT_BUILT = "luxfuse was built without libcurl (Debian: libcurl4-openssl-dev, libssl-dev and libxxhash-dev)"
 BUSY = (429, 503)
 ETAG = re.compile(r'"[!-~]{1,200}"')
+PAUSE_S, LONGEST_PAUSE_S = 60.0, 3600.0
+"""For so long nothing is asked for here that was refused here: the other client has had to ask once more for each."""
 _REFUSED = (401, 403)
+_OF_OBJECTS = (404, 412)
+"""Answers that say something of an object, and nothing of the way to ask."""
 _PLAIN = re.compile(r"[A-Za-z0-9._~/-]*")
 _NO_TEXT = re.compile("[\udc80-\udcff]")
 """Bytes of a path that are no UTF-8: C is given UTF-8."""
@@ -86,6 +91,14 @@ class Door:
     def __call__(self) -> Credentials:
         """Return what the next requests are made with. Raises `StoreError` where that cannot be had, and `Elsewhere`."""
         return None
+
+    @property
+    def is_elsewhere(self) -> bool:
+        """Whether it is known that requests cannot be made here for now. Does not wait."""
+        return False
+
+    def accepted(self) -> None:
+        """Take note that the store has answered with what was asked for."""
 
     def refused(self) -> None:
         """Take note that the store has refused it: why, the other client tells."""
@@ -135,6 +148,8 @@ class Gets:
         self._prefix = prefix
         self.door = door
         self._gets_in_vain = InVain()
+        self._refusals = InVain()
+        self._pause = Pause(PAUSE_S, LONGEST_PAUSE_S)
         self._left = _Left()
         parts = urlsplit(url)
         assert parts.hostname is not None
@@ -160,11 +175,15 @@ class Gets:
     def fetch(self, files: Sequence[WantedFile], abandoned: bytearray) -> list[Answer]:
         """See `SmallFiles.fetch_small`. Raises `StoreError` where there are no credentials."""
         answers = [AS_USUAL] * len(files)
+        if not self.is_useful:
+            return answers
         self._left.keys = {file.key for file in files}
         plain = [n for n, file in enumerate(files) if self._is_plain(file)][:MOST_FILES]
         try:
             secrets = self._secrets() if plain else None
         except Elsewhere:
+            if not self.door.is_elsewhere:  # which has no pause of its own
+                self._was_in_vain(files[0].key)
             plain = []
         if not plain:
             return answers
@@ -176,6 +195,7 @@ class Gets:
             return answers
         for n, result in zip(plain, results, strict=True):
             answers[n] = self._answer(files[n], result)
+        self._learn(files[plain[0]].key, [(answers[n], result[1]) for n, result in zip(plain, results, strict=True)])
         self._left.keys = {
             file.key for file, (_, arrived, error) in zip(files, answers, strict=True) if arrived is None and error is None
         }
@@ -192,7 +212,7 @@ class Gets:
         size, what = end - start, f"GET {key!r} [{start}, {end})"
         if not 0 < size <= _gets.MOST_PART_BYTES or has_odd_segment(key) or not self._dialect.versions.fullmatch(version):
             return None
-        if self._gets_in_vain.gives_up(key):
+        if self._gets_in_vain.gives_up(key) or self._pause.is_on(time.monotonic()):
             return None
         try:
             answer = self._pool.read(self._prefix + key, version, start, size, self._secrets())
@@ -201,6 +221,7 @@ class Gets:
         outcome, status, code = answer[:3]
         if outcome == _gets.GET_DONE:
             self._gets_in_vain.end()
+            self._of_use()
             body, total, modified_s, metadata = answer[4:]  # type: ignore[misc]
             return ObjectInfo(key, total, version, modified_s * 10**9, metadata), memoryview(body)
         if outcome == _gets.GET_FAILED and (text := CONNECTION_FAILURES.get(code)):
@@ -209,6 +230,7 @@ class Gets:
             raise from_status(status, what, family=self._dialect.family)
         if status in _REFUSED:
             self.door.refused()
+            self._was_in_vain(key)
         if outcome != _gets.GET_ANSWERED or status < 400:
             self._gets_in_vain.note(key)
         return None
@@ -222,6 +244,34 @@ class Gets:
     def has_tls(self) -> bool:
         """Whether requests are encrypted."""
         return self._tls
+
+    @property
+    def is_useful(self) -> bool:
+        """Whether requests are made here now, and not all by the other client. Does not wait."""
+        return not (self.door.is_elsewhere or self._pause.is_on(time.monotonic()))
+
+    def _learn(self, key: str, results: Sequence[tuple[Answer, object]]) -> None:
+        """Take note of a batch, the answers of which are given with their status: of use is one in which anything arrived.
+
+        Nothing is learnt of failures without an answer, of a busy server, and of objects that are gone or others.
+        """
+        if any(answer.arrived is not None for answer, _ in results):
+            self._of_use()
+            return
+        if any(status in _REFUSED for _, status in results):
+            self.door.refused()
+        if any(answer.error is None and status not in _OF_OBJECTS for answer, status in results):
+            self._was_in_vain(key)
+
+    def _of_use(self) -> None:
+        self._refusals.end()
+        self._pause.end()
+        self.door.accepted()
+
+    def _was_in_vain(self, key: str) -> None:
+        self._refusals.note(key)
+        if self._refusals.gives_up_all and self._pause.note(time.monotonic()):
+            log.info("files are fetched by the other client for now: the store has refused what was asked for here")
 
     def _secrets(self) -> Credentials:
         """Return the credentials for the next requests. Raises `StoreError` where there are none, and `Elsewhere`."""
@@ -254,8 +304,6 @@ class Gets:
         if outcome == _gets.GET_FAILED:
             text = CONNECTION_FAILURES.get(code)  # type: ignore[call-overload]
             return Answer(seconds, error=StoreUnavailable(f"{what}: {text}") if text else None)
-        if status in _REFUSED:
-            self.door.refused()
         error = from_status(status, what, family=self._dialect.family) if status >= 400 else None
         return Answer(seconds, error=error if isinstance(error, StoreUnavailable) else None)
 

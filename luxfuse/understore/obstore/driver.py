@@ -133,7 +133,8 @@ class ObstoreDriver(DelegatedWrites, ObstoreReads):
 
     @property
     def fetches_small(self) -> bool:
-        return self._gets is not None
+        gets = self._gets
+        return gets is not None and gets.is_useful
 
     def fetch_small(self, files: Sequence[WantedFile], abandoned: bytearray) -> list[Answer]:
         return fetch_by(self._gets, files, abandoned)
