@@ -187,6 +187,10 @@ def test_a_busy_store_and_one_that_sends_elsewhere(place: Place) -> None:
     assert fetched(driver, file)[0][1:] == (None, None)
     assert driver.read("f", 0, 10, file.version) == CONTENT[:10]
     assert not any("elsewhere" in request.path for request in place.seen)
+    assert cast(SmallFiles, driver).fetches_small
+    for key in "ghi":
+        fetched(driver, file._replace(key=key))
+    assert not cast(SmallFiles, driver).fetches_small
     driver.close()
 
 
@@ -260,6 +264,7 @@ def test_an_account_that_allows_no_signatures_is_left_to_obstore(azure_place: Pl
     assert driver.read("f", 0, 10, file.version) == CONTENT[:10]
     assert fetched(driver, file) == [AS_USUAL]
     assert not azure_place.by_c(), "C asks once more, in vain"
+    assert not cast(SmallFiles, driver).fetches_small
     driver.close()
 
 

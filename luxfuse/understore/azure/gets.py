@@ -227,7 +227,7 @@ def _in_time(ask: Callable[[], tuple[str, float]], timeout_s: float) -> tuple[st
     def run() -> None:
         try:
             outcome.set_result(ask())
-        except BaseException as exc:  # noqa: BLE001 (it is raised where it is waited for)
+        except Exception as exc:  # noqa: BLE001 (it is raised where it is waited for)
             outcome.set_exception(exc)
 
     threading.Thread(target=run, name="token", daemon=True).start()

@@ -56,8 +56,16 @@ async def _set_session(filesystem: Any, reach: Reach, context: Any) -> Any:
 class _Request(Request):
     """Requests for tokens that wait no longer than others; by themselves, two minutes."""
 
-    def __call__(self, url: str, *args: Any, timeout: Any = READ_TIMEOUT_S, **kwargs: Any) -> Any:
-        return super().__call__(url, *args, timeout=timeout, **kwargs)  # type: ignore[no-untyped-call]
+    def __call__(
+        self,
+        url: str,
+        method: str = "GET",
+        body: Any = None,
+        headers: Any = None,
+        timeout: Any = READ_TIMEOUT_S,
+        **more: Any,
+    ) -> Any:
+        return super().__call__(url, method, body, headers, timeout, **more)  # type: ignore[no-untyped-call]
 
 
 class Renewal:
