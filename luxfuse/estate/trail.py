@@ -69,9 +69,11 @@ class Trail:
         """The streams whose last part is not marked yet."""
         self._resting: dict[int, list[int]] = {}
         """By stream that nobody commits: where its records are."""
+        self._known: dict[int, tuple[list[int], int]] = {}
+        """By stream that rested, of which nothing was written since: where its records were, and where these end."""
         self._look_at = self._start + size_bytes // 2
         """The end at which to look for what can move."""
-        for position, stream in self._records():
+        for position, stream in self._records(self._start):
             if stream not in self._parts:
                 self._parts[stream] = deque([position])
                 self._open.add(stream)
@@ -133,6 +135,7 @@ class Trail:
 
     def written(self, stream: int, mark: int) -> None:
         """What was marked is on disk, and what was marked before."""
+        self._known.pop(stream, None)
         parts = self._parts.get(stream)
         dropped = self._dropped.get(stream, 0)
         while parts and dropped < mark:
@@ -170,15 +173,17 @@ class Trail:
 
     def use(self, stream: int) -> None:
         """A stream's changes are committed from now on."""
-        self._resting.pop(stream, None)
+        if (positions := self._resting.pop(stream, None)) is not None:
+            self._known[stream] = positions, self._end
 
     def rest(self, stream: int) -> None:
         """Nobody appends to a stream nor commits it any more, until it is used again. No commit of it is under way."""
         parts = self._parts.get(stream)
-        if parts is None:
+        if parts is None or stream in self._resting:
             return
         first = parts[0]
-        self._resting[stream] = [at for at, found in self._records() if found == stream and at >= first]
+        known, end = self._known.pop(stream, ([], first))  # one that is tried again and again is not looked for each time
+        self._resting[stream] = known + [at for at, found in self._records(end) if found == stream]
         self._rests_from(stream, first)
 
     def begin_from(self, stream: int, since: int) -> None:
@@ -222,11 +227,11 @@ class Trail:
 
     def left(self, stream: int) -> list[tuple[int, bytes]]:
         """Return the (position, payload) of the stream's records, which are not known to be on disk."""
-        return [(position, self._payload(position)) for position, found in self._records() if found == stream]
+        return [(position, self._payload(position)) for position, found in self._records(self._start) if found == stream]
 
-    def _records(self) -> Iterator[tuple[int, int]]:
-        """Yield where each record is, and of which stream it is."""
-        position, end = self._words[Word.TRAIL_START], self._words[Word.TRAIL_END]
+    def _records(self, position: int) -> Iterator[tuple[int, int]]:
+        """Yield where each record is, from that at a position on, and of which stream it is."""
+        end = self._words[Word.TRAIL_END]
         while position < end:
             start = self._at + position % self._size
             length, stream = _HEADER.unpack_from(self._memory, start)

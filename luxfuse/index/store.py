@@ -10,7 +10,7 @@ environment is whole but may lack the last commits; what it describes is a cache
 
 Where the daemon has a successor (`estate.trail`), a change is in the trail before anybody can see it, until it is
 committed: a kill loses none. META ``trail`` says how far a commit went, so that none is made again over what `run` has
-changed since.
+changed since; each record says by itself where it was made (`AT`), as those of an index that cannot be opened move.
 
 When a commit fails (ENOSPC, EIO), the changes stay in memory and are tried again; `failing` says so. Beyond
 `PENDING_BOUND` changes, further ones are refused with OSError, so memory stays bounded.
@@ -47,6 +47,8 @@ RETRY_INTERVAL_S = 2.0
 PENDING_BOUND = 400_000
 DOUBTED = "damaged"
 """A file in the directory of an index that is to be set aside."""
+AT = b"at"
+"""Key of META in the trail only: where that ended before a change. Last of each record, as records that rest move."""
 _DAMAGE = (lmdb.InvalidError, lmdb.CorruptedError, lmdb.PageNotFoundError, lmdb.VersionMismatchError, lmdb.PanicError)
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(list[tuple[Table, bytes, bytes | None]]).decode
@@ -103,8 +105,10 @@ class IndexStore:
         if (stored := self.get(Table.META, b"trail")) is not None and U64.unpack(stored[:8])[0] == identity:
             committed = U64.unpack(stored[8:])[0]
         for position, payload in self._stream.left():
-            if position >= committed:
-                self._pending.update({(table, key): value for table, key, value in _decode(payload)})
+            changes = {(table, key): value for table, key, value in _decode(payload)}
+            made_at = changes.pop((Table.META, AT), None)
+            if (position if made_at is None else U64.unpack(made_at)[0]) >= committed:
+                self._pending.update(changes)
                 self._changed.set()
 
     def _check_format(self) -> bool:
@@ -187,7 +191,9 @@ class IndexStore:
         if self.failing is not None and self.refusing:
             raise OSError(errno.ENOSPC, f"index {self.path} takes no changes: {self.failing}")
         if self._stream is not None:
-            self._stream.append(_encode([(table, key, value) for (table, key), value in changes.items()]))
+            made = [(table, key, value) for (table, key), value in changes.items()]
+            made.append((Table.META, AT, U64.pack(self._stream.end)))
+            self._stream.append(_encode(made))
         self._pending.update(changes)
         if self._warm:
             for changed in self._warm.keys() & changes.keys():

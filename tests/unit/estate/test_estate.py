@@ -229,3 +229,32 @@ def test_a_kill_while_what_rests_moves_changes_nothing(fd: int) -> None:
     for number in (0, 7):
         found.written(number, found.mark(number))
     assert not Estate(fd).trail.left(7)
+
+
+def test_what_rests_is_not_looked_for_each_time_that_it_is_tried_again(fd: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = Estate(fd)
+    for payload in (b"a", b"b"):
+        first.trail.append(7, payload)
+        first.trail.append(0, payload)
+    trail = Estate(fd).trail
+    looked, records = list[int](), trail._records
+    monkeypatch.setattr(trail, "_records", lambda position: looked.append(position) or records(position))
+    for payload in (b"c", b"d"):
+        end = trail.end
+        trail.use(7)
+        trail.append(7, payload)
+        trail.rest(7)
+        trail.rest(7)
+    assert looked[-1:] == [end]
+    assert len(looked) == 2
+    busy = Stream(trail, 0, 0)
+    for _ in range(80):
+        busy.append(bytes(1 << 20))
+        busy.written(busy.mark())
+    assert [payload for _, payload in trail.left(7)] == [b"a", b"b", b"c", b"d"]
+    assert trail.left(7)[0][0] > 1 << 26
+    trail.use(7)
+    trail.written(7, trail.mark(7))
+    trail.append(7, b"e")
+    trail.rest(7)
+    assert [payload for _, payload in Estate(fd).trail.left(7)][-1] == b"e"
