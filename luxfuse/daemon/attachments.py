@@ -117,7 +117,7 @@ class Attachments:
             await self._start(a)
             try:
                 await self._hang(a)
-                a.state = "serving"
+                a.state = "serving" if a.parts is not None else "unreachable"
                 await self._record()
             except BaseException:
                 with trio.CancelScope(shield=True):
@@ -219,7 +219,9 @@ class Attachments:
             if backings is None:
                 raise
             log.critical("%s: the attached under-store failed", self._where(a.path), exc_info=exc)
-            a.state, a.error = "unreachable", "it failed in an unexpected way; see the log"
+            a.error = "it failed in an unexpected way; see the log"
+            if a.state == "serving":  # else somebody attaches or detaches it right now, and says how that ends
+                a.state = "unreachable"
         finally:
             a.parts = None
             if self._succession is not None:
@@ -246,6 +248,8 @@ class Attachments:
         a.gone = trio.Event()
         try:
             async with a.trying:
+                if self._attached.get(path) is not a:
+                    raise MountError(f"{self._where(path)}: it was detached meanwhile")
                 while not force and a.parts is not None:
                     yield _NOTHING_YET  # to look at all processes takes seconds on a busy machine
                     await insist_on_idle(a.volume, self._where(path))
@@ -366,7 +370,10 @@ class Attachments:
                     log.info("%s is not attached yet: %s", self._where(a.path), exc)
                 a.error = str(exc)
                 return
-            a.state, a.error = "serving", None
+            if a.parts is not None:  # it has not failed at once
+                a.error = None
+                if a.state == "unreachable":  # not where it is to be detached, which waits for this
+                    a.state = "serving"
 
     async def retry(self) -> None:
         """Try again what could not be attached; until cancelled."""

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 import trio
+from trio.testing import wait_all_tasks_blocked
 
 from luxfuse.control.attached_file import Record, Recorded
+from luxfuse.daemon import attachments
 from luxfuse.daemon.attached import Attached
 from luxfuse.daemon.attachments import Attachments
 from luxfuse.daemon.succession import Succession
@@ -82,7 +85,7 @@ async def test_a_volume_is_off_the_record_before_its_successor_would_miss_anythi
         await tree.attach(a.volume, "m")
         a.hung = True
         nursery.start_soon(life.run, a)
-        await trio.testing.wait_all_tasks_blocked()
+        await wait_all_tasks_blocked()
         if works:
             steps = [step async for step in made.detach("m", force=True)]
             assert steps[-1].done
@@ -94,3 +97,71 @@ async def test_a_volume_is_off_the_record_before_its_successor_would_miss_anythi
         if not works:
             assert (a.state, a.on_record, made.volumes()[0].error) == ("serving", True, None)
             a.leave.set()
+
+
+async def test_a_volume_that_is_being_tried_again_is_detached_once(
+    tmp_path: Path, succession: Succession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The try succeeds while a detach waits for it, and a second detach comes."""
+    tree = Volumes(cast(Any, FakeKernel()))
+    settings = cast(Any, SimpleNamespace(mountpoint="/mnt/x", source_id="main", request_timeout_s=1))
+    opens, commits, steps = trio.Event(), trio.Event(), list[Any]()
+
+    async def start(a: Attached) -> None:
+        await opens.wait()
+        index, journal = SimpleNamespace(flush=commits.wait), SimpleNamespace(commit=commits.wait)
+        a.parts = cast(Any, SimpleNamespace(index=index, journal=journal))
+        a.ended.set()
+
+    async def detach() -> None:
+        steps.extend([step async for step in made.detach("m", force=True)])
+
+    async with trio.open_nursery() as nursery:
+        made = Attachments(settings, cast(Any, SimpleNamespace(volumes=tree)), tmp_path, nursery, None, succession)
+        monkeypatch.setattr(made, "_start", start)
+        monkeypatch.setattr(attachments.building, "attached", lambda *_: SimpleNamespace(source_id="other"))
+        a = made._attached["m"] = Attached(RECORD, settings, Volume(1), "unreachable", hung=True)
+        monkeypatch.setattr(made, "_hide", lambda _a: None)
+        nursery.start_soon(made._try, a)
+        await wait_all_tasks_blocked()
+        nursery.start_soon(detach)
+        await wait_all_tasks_blocked()
+        opens.set()
+        await wait_all_tasks_blocked()
+        assert (a.state, a.parts is not None) == ("detaching", True)
+        with pytest.raises(MountError, match="somebody else is detaching it"):
+            _ = [step async for step in made.detach("m", force=True)]
+        commits.set()
+    assert steps[-1].done
+    assert not made.volumes()
+
+
+@pytest.mark.expected_logs("the attached under-store failed")
+@pytest.mark.parametrize("state", ["serving", "detaching"])
+async def test_a_volume_that_fails_while_it_is_detached_stays_in_the_hands_of_that(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: Any
+) -> None:
+    class Life:
+        settings = SimpleNamespace(negative_ttl_s=1, read_only=False, source_id="other")
+
+        def __init__(self, *_: Any) -> None:
+            pass
+
+        @contextlib.asynccontextmanager
+        async def running(self, _build: Any) -> AsyncIterator[Any]:
+            idle = SimpleNamespace(forget_all=lambda: None, retire_all_idle=lambda: True)
+            yield SimpleNamespace(files=SimpleNamespace(backings=idle), fs=None)
+            raise ValueError("it failed")
+
+    tree = Volumes(cast(Any, FakeKernel()))
+    parts = cast(Any, SimpleNamespace(volumes=tree, shares=SimpleNamespace(drop=lambda _number: None)))
+    settings = cast(Any, SimpleNamespace(mountpoint="/mnt/x", source_id="main", request_timeout_s=1))
+    monkeypatch.setattr(attachments, "VolumeLife", Life)
+    async with trio.open_nursery() as nursery:
+        made = Attachments(settings, parts, tmp_path, nursery)
+        made._closing = True
+        a = made._attached["m"] = Attached(RECORD, settings, Volume(1), state)
+        a.leave.set()
+        await nursery.start(made._run, a)
+    assert a.error == "it failed in an unexpected way; see the log"
+    assert a.state == ("unreachable" if state == "serving" else state)
