@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from luxfuse.fuse.attributes import caller_of, to_kernel
 from luxfuse.fuse.lowlevel import pyfuse3
 from luxfuse.fuse.once import Begun, BegunFact, NotMade
+from luxfuse.index.numbers import ANEW_SHIFT
 from luxfuse.vfs.attributes import Stat
 from luxfuse.vfs.errors import NoSuchName
 from luxfuse.vfs.shares import LOCAL_MASK
@@ -93,17 +94,23 @@ async def renamed(
     """Raise `NotMade` unless the new name stands for what the old one did, or, where the store was asked, for something."""
     with self.volumes.of(new_parent) as fs:
         stat = await fs.lookup(new_parent & LOCAL_MASK, new_name)
-    if flags & RENAME_NOREPLACE and fact.inode and stat.inode != fact.inode:
+        old = fs.namespace.number_now(fact.inode)
+    if flags & RENAME_NOREPLACE and old and stat.inode != old:
         raise NotMade
 
 
 async def is_another(self: Handlers, fact: BegunFact, parent: int, name: bytes, *_: Any) -> bool:
     """Whether a name that was to be removed stands for something else by now: then what it stood for is gone.
 
-    Such as the symlink or the directory that showed when the file of its name was gone, or what another node has made.
+    Such as the symlink or the directory that showed when the file of its name was gone, or what another node has made. Not
+    what has another number for another reason: as its inode was renumbered, or as the index has begun anew since.
     """
+    if not fact.inode:
+        return False
     with self.volumes.of_name(parent, name) as fs, contextlib.suppress(NoSuchName):
-        return bool(fact.inode) and (await fs.lookup(parent & LOCAL_MASK, name)).inode != fact.inode
+        found = (await fs.lookup(parent & LOCAL_MASK, name)).inode
+        old = fs.namespace.number_now(fact.inode)
+        return found != old and found >> ANEW_SHIFT == old >> ANEW_SHIFT
     return False
 
 
@@ -115,8 +122,10 @@ async def turned(
     That is what it was exchanged with, or a whiteout, or an object that has come to show as the other one is gone.
     """
     now = self.begun.inode(parent, name), self.begun.inode(new_parent, new_name)
+    with self.volumes.of(parent) as fs:
+        inode, other = fs.namespace.number_now(fact.inode), fs.namespace.number_now(fact.other)
     if flags & RENAME_EXCHANGE:
-        return now == (fact.other, fact.inode)
+        return now == (other, inode)
     if flags & RENAME_WHITEOUT and self.begun.is_special_since(fact, parent, name):
         return True
-    return bool(fact.inode) and now[1] == fact.inode
+    return bool(inode) and now[1] == inode

@@ -110,6 +110,10 @@ class Names(ListedNames):
         """Return the name that an inode number no longer in use had, if that is remembered."""
         return self._numbers.former_name(inode)
 
+    def number_now(self, inode: int) -> int:
+        """Return the number of what had this one; another one where `renumber` has replaced it in this run."""
+        return self._numbers.now(inode)
+
     def _retire(self, inode: int, name: bytes) -> None:
         self._places.pop(inode, None)
         self._numbers.retire(inode, name)
@@ -342,6 +346,7 @@ class Names(ListedNames):
         self._refer(records, parent, name, entry)
         self._apply(records)
         self._retire(old.inode, name)
+        self._numbers.replace(old.inode, entry.inode)
         self._entries[U64.pack(parent) + name] = entry
 
     def _replace(

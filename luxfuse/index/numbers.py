@@ -33,6 +33,8 @@ class Numbers:
         self._next = itertools.count(first)
         self._highest = first - 1
         self._former: dict[int, bytes] = {}
+        self._instead: dict[int, int] = {}
+        """By number that was replaced, though what had it is the same: the number given instead."""
 
     def new(self) -> int:
         """Return a number that was never given."""
@@ -57,6 +59,18 @@ class Numbers:
     def former_name(self, inode: int) -> bytes | None:
         """Return the name that a number no longer in use had, if that is remembered."""
         return self._former.get(inode)
+
+    def replace(self, inode: int, number: int) -> None:
+        """What had the first number has the second one now, and is the same in all else."""
+        self._instead[inode] = number
+        if len(self._instead) > FORMER_KEPT:
+            del self._instead[next(iter(self._instead))]
+
+    def now(self, inode: int) -> int:
+        """Return the number of what had this one, which is another one where that was replaced in this run."""
+        while inode in self._instead:
+            inode = self._instead[inode]
+        return inode
 
     def retire(self, inode: int, name: bytes) -> None:
         """A number is no longer in use: remember the name that it had."""

@@ -228,6 +228,10 @@ class Namespace:
             return
         self._kernel.invalidate_entry(*place)
 
+    def number_now(self, inode: int) -> int:
+        """Return the inode number of what had this one, after `renumber`."""
+        return self._names.number_now(inode)
+
     def position(self, inode: int) -> bytes:
         """Return the name that an inode number stands for or stood for. Raises `Stale`."""
         former = self._names.former_name(inode)
