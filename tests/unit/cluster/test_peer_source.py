@@ -13,7 +13,7 @@ from luxfuse.core.members import RANGE_PAGES, Member, MemberState
 from luxfuse.core.names import path_of
 from luxfuse.core.rendezvous import home
 from luxfuse.core.rules import PathPolicies, PathPolicy, PathRule
-from luxfuse.daemon.attachments import Attachments
+from luxfuse.daemon.leaving import fall_silent
 from luxfuse.errors import PeerRefused, Refusal
 from luxfuse.peers.provider import Provided
 from luxfuse.types import PAGE_BYTES, WriteMode
@@ -147,13 +147,12 @@ async def test_a_volume_that_is_detached_waits_for_peers_that_are_asked(tmp_path
             return await provide(want, fetch=fetch)
 
         b.serving.provide = slowly  # type: ignore[method-assign]
-        volume = SimpleNamespace(settings=SimpleNamespace(request_timeout_s=5.0))
         parts = SimpleNamespace(
             loads=SimpleNamespace(stop=list), schedules=SimpleNamespace(stop=list), cache=a.mount.cache, store=a.mount.store
         )
 
         async def detach() -> None:
-            await Attachments._fall_silent(None, volume, parts)  # type: ignore[arg-type]
+            await fall_silent(parts, 5.0)  # type: ignore[arg-type]
             ended.set()
 
         async with trio.open_nursery() as nursery:
