@@ -239,7 +239,7 @@ async def test_with_too_few_peers_a_close_waits_for_the_store(tmp_path: Path, ex
         assert statistics.fallbacks == 1
         assert "0 of 2 replicas" in (statistics.degraded or "")
         peers.driver.fail_next(100, lambda: StoreUnavailable("fake: 503"), "put")
-        with pytest.raises(StoreUnavailable):
+        with pytest.raises(StoreUnavailable), writer.impatient():
             await put(writer, b"other", b"content")
         peers.driver._failures.clear()
 
