@@ -43,11 +43,12 @@ class Descriptors:
     def __init__(self, most: int) -> None:
         self.most = most
         self._open: OrderedDict[Parkable, None] = OrderedDict()
-        self._lock = threading.RLock()
+        self.parking = threading.RLock()
+        """Held while files are parked, by any thread."""
 
     def used(self, file: Parkable) -> None:
         """A file is open and used now; others that are not, are closed where there are too many."""
-        with self._lock:
+        with self.parking:
             self._open[file] = None
             self._open.move_to_end(file)
             if len(self._open) > self.most:
@@ -64,7 +65,7 @@ class Descriptors:
 
     def closed(self, file: Parkable) -> None:
         """A file is closed for good."""
-        with self._lock:
+        with self.parking:
             self._open.pop(file, None)
 
     def __len__(self) -> int:

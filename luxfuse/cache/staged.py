@@ -242,6 +242,7 @@ class StagedBytes:
             await self._write(offset, data)
 
     async def _write(self, offset: int, data: Buffer) -> None:
+        self.unseal()
         if self.complete:
             await self._threads.run(write_all, self.fd, data, offset)
             return
@@ -257,6 +258,7 @@ class StagedBytes:
     async def _fill(self, page: int) -> None:
         if self.has(page):
             return
+        self.unseal()
         start = page * PAGE_BYTES
         data = await self._read_base(start, min(start + PAGE_BYTES, self.base_bytes))
         before, times = stamp_of(self.fd)[:3], os.fstat(self.fd)
@@ -292,6 +294,7 @@ class StagedBytes:
         """Cut or extend with zeros. Raises OSError."""
         with self.in_use():
             async with self._changing:
+                self.unseal()
                 if not self.complete and size < self.base_bytes:
                     self.base_bytes = size
                     self._present = {page for page in self._present if page < self._base_pages}
@@ -317,16 +320,22 @@ class StagedBytes:
         return False
 
     def unseal(self) -> None:
-        """Take write access again."""
+        """Take write access again, before each change. Raises OSError, EROFS while the disk is read-only."""
         if self._sealed:
-            self._reopen(os.O_RDWR)
+            with self._descriptors.parking:
+                _ = self.fd  # if it is parked: it can be read further on even where it cannot be written to
+                self._reopen(os.O_RDWR)
 
     def _reopen(self, mode: int) -> None:
-        if self._fd >= 0:
-            fd = os.open(f"/proc/self/fd/{self._fd}", mode | os.O_CLOEXEC)
-            os.close(self._fd)
-            self._fd = fd
-        self._sealed = mode == os.O_RDONLY
+        """Change the access; the number of the descriptor stays, as a thread may be about to use it."""
+        with self._descriptors.parking:  # else the number might be another file's by now
+            if self._fd >= 0:
+                fd = os.open(f"/proc/self/fd/{self._fd}", mode | os.O_CLOEXEC)
+                try:
+                    os.dup2(fd, self._fd, inheritable=False)
+                finally:
+                    os.close(fd)
+            self._sealed = mode == os.O_RDONLY
 
     @contextlib.contextmanager
     def in_use(self) -> Iterator[None]:

@@ -376,6 +376,12 @@ def ignored_if_read_only() -> Iterator[None]:
             raise
 
 
+def refuse_if_read_only(path: str | Path) -> None:
+    """Raise OSError EROFS where nothing can be changed: before what would be begun in vain."""
+    if os.statvfs(path).f_flag & os.ST_RDONLY:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), os.fspath(path))
+
+
 def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
     """fallocate(2). Raises OSError."""
     if _libc.fallocate(fd, ctypes.c_int(mode), ctypes.c_int64(offset), ctypes.c_int64(length)) != 0:

@@ -26,7 +26,7 @@ from pathlib import Path
 
 from luxfuse.core.spans import page_count
 from luxfuse.durable import sync_directory
-from luxfuse.tiers.directory import CacheDirectory, fallocate, ignored_if_read_only, write_all
+from luxfuse.tiers.directory import CacheDirectory, fallocate, ignored_if_read_only, refuse_if_read_only, write_all
 from luxfuse.types import PAGE_BYTES
 
 SPARES = 32
@@ -56,6 +56,10 @@ class Staging:
         self._tells_holes: bool | None = None
         self._gone: set[int] = set()
         """Files that were about to be removed when the last run was killed; they have their names again."""
+        self._nameless: dict[int, CacheDirectory] = {}
+        """Those of them that have not, as the disk is read-only: where they are."""
+        self._left: set[int] = set()
+        """Files that are discarded, and still there, as the disk is read-only."""
         self._bring_back(home)
         with ignored_if_read_only():
             for spare in self.path.glob("spare-*"):
@@ -125,6 +129,8 @@ class Staging:
         Raises OSError, EEXIST if there is one of this id.
         """
         path = self.place_of(number)
+        if number in self._left:
+            self.remove(number)
         if os.path.lexists(path):
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path)
         fd = self.take(path)
@@ -143,6 +149,7 @@ class Staging:
         if directory is not self._home:
             self._elsewhere[number] = directory
         directory.last_writes.forget(oid)
+        self._left.discard(number)
         self._unsynced[_identity(os.fstat(fd))] = target.parent
         return fd
 
@@ -167,10 +174,12 @@ class Staging:
             file = _identity(path.stat())
             path.unlink()
             self._unsynced.pop(file, None)
+        self._left.discard(number)
         self._elsewhere.pop(number, None)
 
     def discard(self, number: int) -> None:
-        """As `remove`; on a file system that has become read-only it stays, for a later run. Raises OSError."""
+        """As `remove`; on a file system that has become read-only it stays, for `create` or a later run. Raises OSError."""
+        self._left.add(number)
         with ignored_if_read_only():
             self.remove(number)
 
@@ -194,8 +203,20 @@ class Staging:
 
     def _bring_back(self, directory: CacheDirectory) -> None:
         for path in (directory.path / "staging").glob(f"*{_RETIRED}"):
-            path.rename(path.with_suffix(""))
-            self._gone.add(int(path.stem, 16))
+            number = int(path.stem, 16)
+            self._gone.add(number)
+            self._nameless[number] = directory
+            with ignored_if_read_only():
+                self.give_name_back(number)
+
+    def give_name_back(self, number: int) -> None:
+        """Let a file have its name that was about to be removed. Raises OSError while the disk is read-only."""
+        if (directory := self._nameless.get(number)) is not None:
+            path = directory.path / "staging" / f"{number:016x}"
+            path.with_name(path.name + _RETIRED).rename(path)
+            del self._nameless[number]
+            if directory is not self._home:
+                self._elsewhere[number] = directory
 
     def stored(self) -> Iterator[int]:
         """Yield the id of every staging file."""
@@ -208,6 +229,7 @@ class Staging:
         ``to`` may be on another file system; holes stay holes. Blocks. Raises OSError, with the file where it was.
         """
         source = self.path_of(number)
+        refuse_if_read_only(source.parent)  # else all of it might be copied first
         to.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         fd = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
         try:
@@ -269,9 +291,9 @@ class Staging:
     def data_ranges(self, fd: int, size: int) -> list[range]:
         """Return the pages below ``size`` that have no hole in them, as ranges of page numbers.
 
-        Raises OSError EOPNOTSUPP where the file system does not tell holes.
+        Raises OSError: EOPNOTSUPP where the file system does not tell holes, EROFS where that cannot be found out.
         """
-        if not self._holes_are_told():
+        if not self._holes_are_told(fd):
             raise OSError(errno.EOPNOTSUPP, f"the file system of {self.path} does not tell where files have holes")
         ranges = []
         position = 0
@@ -289,18 +311,26 @@ class Staging:
                 ranges.append(pages)
         return ranges
 
-    def _holes_are_told(self) -> bool:
+    def _holes_are_told(self, fd: int) -> bool:
         if self._tells_holes is None:
-            path = self.path / f"spare-holes-{next(self._numbers)}"
-            fd = os.open(path, _FLAGS | os.O_CREAT | os.O_EXCL, 0o600)
             try:
-                path.unlink()
-                os.ftruncate(fd, 4 * PAGE_BYTES)
-                os.pwrite(fd, b"\1", 3 * PAGE_BYTES)
-                self._tells_holes = os.lseek(fd, 0, os.SEEK_DATA) > 0
-            finally:
-                os.close(fd)
+                self._tells_holes = self._try_holes()
+            except OSError as exc:
+                if exc.errno != errno.EROFS or os.lseek(fd, 0, os.SEEK_HOLE) >= os.fstat(fd).st_size:
+                    raise
+                self._tells_holes = True  # this one is
         return self._tells_holes
+
+    def _try_holes(self) -> bool:
+        path = self.path / f"spare-holes-{next(self._numbers)}"
+        fd = os.open(path, _FLAGS | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            path.unlink()
+            os.ftruncate(fd, 4 * PAGE_BYTES)
+            os.pwrite(fd, b"\1", 3 * PAGE_BYTES)
+            return os.lseek(fd, 0, os.SEEK_DATA) > 0
+        finally:
+            os.close(fd)
 
     @staticmethod
     def has_writers(path: str | Path) -> bool:

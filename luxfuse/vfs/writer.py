@@ -333,6 +333,7 @@ class Writer:
         content, new = source.content, target.content
         async with self._room.kept(target, content.size):
             with content.in_use(), new.in_use():
+                new.unseal()
                 await self._threads.run(copy_with_times, content.fd, new.fd)
         target.set_times()
 
@@ -363,6 +364,7 @@ class Writer:
             await content.truncate(offset + length)
         elif content.complete:
             with content.in_use():
+                content.unseal()
                 await self._threads.run(allocate, content.fd, mode, offset, length)
 
     # -- set-user-ID

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import os
 import shutil
-import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.mount.test_keeper import DIED
-from tests.support.disks import Disk
+from tests.support.disks import Disk, read_only
 from tests.support.fast_s3 import FastS3
 from tests.support.fault_proxy import FaultProxy
 from tests.support.mounted import MIB, Mount, Mounts, content, digest, wait_for
@@ -193,17 +190,6 @@ def test_written_after_the_cache_file_of_a_reader_was_removed(
         assert reader("all", "it") == digest(b"new" + data[3:])
     assert mount.read("file") == digest(b"new" + data[3:])
     assert (s3.root / bucket / "file").read_bytes() == b"new" + data[3:]
-
-
-@contextlib.contextmanager
-def read_only(directory: Path) -> Iterator[None]:
-    """A read-only view over a directory; the file system itself has our lock file open."""
-    subprocess.run(["mount", "--bind", directory, directory], check=True)
-    try:
-        subprocess.run(["mount", "-o", "remount,ro,bind", directory], check=True)
-        yield
-    finally:
-        subprocess.run(["umount", "-l", directory], check=True)
 
 
 class TestDisk:

@@ -7,7 +7,7 @@ import fcntl
 import os
 import struct
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -17,6 +17,23 @@ DISK_BYTES = 64 * MIB
 SHUTDOWN = 0x8004587D
 """EXT4_IOC_SHUTDOWN, uint32 (fs/ext4/ext4.h): from then on all that is asked of the file system gives EIO."""
 NO_LOG_FLUSH = 2
+
+
+@contextlib.contextmanager
+def read_only(directory: Path) -> Iterator[Callable[[], None]]:
+    """A read-only view over a directory; the file system itself has our lock file open. Yields what lets it be written."""
+    made = subprocess.run(["mount", "--bind", directory, directory], check=False, capture_output=True, text=True)
+    if made.returncode:
+        pytest.skip(f"no bind mounts here: {made.stderr.strip()}")
+
+    def change(to: str) -> None:
+        subprocess.run(["mount", "-o", f"remount,{to},bind", directory], check=True, timeout=60)
+
+    try:
+        change("ro")
+        yield lambda: change("rw")
+    finally:
+        subprocess.run(["umount", "-l", directory], check=True, timeout=60)
 
 
 class Disk:

@@ -9,6 +9,7 @@ from pathlib import Path
 from luxfuse.cache.page_cache import PageCache
 from luxfuse.cache.staged import StagedBytes
 from luxfuse.index.journal import FileRecord, Journal
+from luxfuse.tiers.directory import refuse_if_read_only
 from luxfuse.tiers.staging import Staging
 from luxfuse.types import Kind
 from luxfuse.workers import Threads
@@ -50,36 +51,54 @@ class JournalContents:
         """Whether a staging file is not what was closed or synced last, and what was is elsewhere, or nowhere any more.
 
         It was emptied since; or the machine went down before all of it was on the disk: before what was promised was, or
-        what a program wrote after the store had the file.
+        what a program wrote after the store had the file. Raises OSError EROFS if it is, and cannot be taken away now.
         """
         try:
             st = self._staging.path_of(number).stat()
         except FileNotFoundError:
             return False
         if record.emptied or not _was_staged(record):
-            return True
+            return self._may_be_changed(number)
         at_risk = record.kind is Kind.FILE and self._journal.rebooted and not self._intact
         if not at_risk or self._journal.inline(number) is not None:
             return False
         if record.content:
-            return st.st_size < record.size and st.st_mtime_ns <= record.stamp  # else it was cut by a program
+            # Else it was cut by a program.
+            return st.st_size < record.size and st.st_mtime_ns <= record.stamp and self._may_be_changed(number)
         if st.st_mtime_ns > record.stamp:
-            return True
-        self._staging.discard(number)  # of what the store has, not all of which may have been on the disk
+            return self._may_be_changed(number)
+        self._staging.remove(number)  # of what the store has, not all of which may have been on the disk
         return False
 
+    def _may_be_changed(self, number: int) -> bool:
+        refuse_if_read_only(self._staging.path_of(number).parent)
+        return True
+
     def open(self, number: int, record: FileRecord) -> StagedBytes | None:
-        """Open the content of a file, from the journal where the staging file has not got it. Blocks."""
+        """Open the content of a file, from the journal where the staging file has not got it. Blocks.
+
+        Raises OSError, EROFS where it would have to be written on a disk that has become read-only.
+        """
         path = self._staging.path_of(number)
-        inline, intact = self._journal.inline(number), self._intact
+        intact = self._intact
         try:
             fd = _open(path)
         except FileNotFoundError:
-            if inline is None and record.size:
+            if self._journal.inline(number) is None and record.size:
                 return None
+            refuse_if_read_only(path.parent)
             fd, intact = self._staging.create(number), False
+        try:
+            return self._taken_up(fd, number, record, intact=intact)
+        except BaseException:
+            os.close(fd)
+            raise
+
+    def _taken_up(self, fd: int, number: int, record: FileRecord, *, intact: bool) -> StagedBytes:
+        path, inline = self._staging.path_of(number), self._journal.inline(number)
         st = os.fstat(fd)
         if inline is not None and not intact and (st.st_mtime_ns < record.stamp or st.st_size < record.size):
+            self._may_be_changed(number)  # else it is open for reading only
             os.ftruncate(fd, 0)
             os.pwrite(fd, inline, 0)
             os.utime(fd, ns=(record.stamp, record.stamp))

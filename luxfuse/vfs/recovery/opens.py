@@ -6,6 +6,7 @@ that it was opened with, be its name another's by now.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 from pathlib import Path
@@ -66,7 +67,12 @@ class InheritedOpens:
         return numbers
 
     def _restore_nameless(self, inode: int, fact: NamelessFact) -> bool:
-        content = self._contents.open(fact.number, fact.record)
+        try:
+            content = self._contents.open(fact.number, fact.record)
+        except OSError as exc:
+            if exc.errno != errno.EROFS:
+                raise
+            content = None
         if content is None:
             log.error("the content of inode %d, which has no name and is open, is gone", inode)
             return False

@@ -16,6 +16,7 @@ The journal alone is believed: names that the index lacks are made anew.
 
 from __future__ import annotations
 
+import errno
 import logging
 from dataclasses import dataclass
 
@@ -129,7 +130,7 @@ class Recovery:
         )
         self._moves.take_up_rest = self._take_up_rest
         self._rest: list[tuple[int, FileRecord]] = []
-        """What cannot be taken up while the store does not answer, or has not finished a move."""
+        """What cannot be taken up while the store does not answer, or has not finished a move, or the disk is read-only."""
         self._nursery = nursery
         self._writeback = writeback
         self._promises = promises
@@ -218,6 +219,11 @@ class Recovery:
         except UNKNOWN_YET as exc:
             log.info("what became of %r cannot be told yet: %s", record.key, exc)
             self._rest.append((number, record))
+        except OSError as exc:
+            if exc.errno != errno.EROFS:
+                raise
+            log.warning("%r cannot be taken up while the cache disk is read-only: %s", record.key, exc)
+            self._rest.append((number, record))
 
     async def _take_up_rest(self) -> None:
         """Take up what could not be before. Raises `LuxError`, OSError, with that still to be done which it is about."""
@@ -239,6 +245,7 @@ class Recovery:
                 log.info("what the last run left cannot be taken up yet: %s", exc)
 
     async def _take_up(self, number: int, record: FileRecord, outcome: Outcome) -> None:
+        self._staging.give_name_back(number)
         if refusal := self._aside.refusal(record):
             outcome.refused += 1
             await self._aside.give_up(number, record, refusal)

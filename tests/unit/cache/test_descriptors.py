@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import AsyncMock
 
 import pytest
 
@@ -11,7 +14,9 @@ from luxfuse.cache import descriptors
 from luxfuse.cache.descriptors import Descriptors
 from luxfuse.cache.staged import StagedBytes
 from luxfuse.index.names import ROOT_INODE
+from luxfuse.types import PAGE_BYTES
 from luxfuse.workers import Threads
+from tests.support.disks import read_only
 from tests.support.fake_store import FakeStore
 from tests.support.harness import mounted
 
@@ -68,6 +73,52 @@ async def test_one_that_only_reads_does_so_again(tmp_path: Path, four: Descripto
     file.park()
     file.unseal()
     assert os.pwrite(file.fd, b"C", 0) == 1
+
+
+async def test_a_number_that_a_thread_reads_by_stays_that_of_the_file(tmp_path: Path) -> None:
+    """An upload reads by it after a wait: another file's bytes would go to the store."""
+    path = tmp_path / "file"
+    path.write_bytes(b"content")
+    file = StagedBytes(os.open(path, os.O_RDONLY), path, cache=None, threads=Threads(4))  # type: ignore[arg-type]
+    with file.in_use():
+        number = file.fd
+        file.unseal()
+        others = [os.open(tmp_path / "other", os.O_RDWR | os.O_CREAT) for _ in range(20)]
+        assert os.pread(number, 10, 0) == b"content"
+        assert not os.get_inheritable(number)
+        await file.write(0, b"C")
+        assert os.pread(number, 10, 0) == path.read_bytes() == b"Content"
+    for fd in (*others, file.fd):
+        os.close(fd)
+
+
+@pytest.mark.parametrize("parked", [True, False])
+async def test_what_was_opened_on_a_read_only_disk_is_written_to_once_it_is_not(tmp_path: Path, parked: bool) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    path = disk / "file"
+    path.write_bytes(b"content")
+    base = SimpleNamespace(release=lambda _base: None)
+    with read_only(disk) as let_be_written:
+        file = StagedBytes(
+            os.open(path, os.O_RDONLY), path, cache=base, threads=Threads(4), base=object(), base_bytes=3 * PAGE_BYTES  # type: ignore[arg-type]
+        )  # fmt: skip
+        file._read_base = AsyncMock(return_value=bytes(PAGE_BYTES))  # type: ignore[method-assign]
+        changes = [partial(file.write, PAGE_BYTES, b"new"), partial(file.truncate, 2 * PAGE_BYTES), file.complete_all]
+        for change in changes:
+            if parked:
+                assert file.park()
+            with pytest.raises(OSError, match="Read-only file system"):
+                await change()
+            assert file.base_bytes == 3 * PAGE_BYTES
+        assert os.pread(file.fd, 10, 0) == b"content"
+        let_be_written()
+        for change in changes:
+            await change()
+        file.close()
+        assert file.complete
+        assert path.stat().st_size == 2 * PAGE_BYTES
+        assert path.read_bytes()[PAGE_BYTES:][:3] == b"new"
 
 
 @pytest.mark.parametrize("passthrough", [True, False], ids=["passthrough", "copying"])

@@ -18,6 +18,7 @@ from luxfuse.tiers import staging as module
 from luxfuse.tiers.directory import CacheDirectory
 from luxfuse.tiers.staging import SPARES, Staging
 from luxfuse.types import PAGE_BYTES
+from tests.support.disks import read_only
 
 OID = bytes(range(16))
 OTHER = bytes(range(1, 17))
@@ -475,3 +476,28 @@ def test_a_retired_file_is_there_again_after_a_kill(directory: CacheDirectory, s
     remove()  # by the daemon that is dead by now, as it were
     staging.retire(1)()
     assert [path.name for path in staging.path.iterdir()] == [f"{2:016x}"]
+
+
+def test_a_read_only_disk(directory: CacheDirectory, staging: Staging, tmp_path: Path) -> None:
+    """A daemon begins on it with all that another one has left, and changes that once the disk can be written again."""
+    for number in (1, 2, 3):
+        write(staging, number, b"content", 2 * PAGE_BYTES)
+    staging.retire(1)
+    with read_only(directory.path) as let_be_written:
+        again = Staging(directory)
+        assert again.was_retired(1)
+        with pytest.raises(OSError, match="Read-only"):
+            again.give_name_back(1)
+        again.discard(2)
+        with pytest.raises(OSError, match="Read-only"):
+            again.recover(3, tmp_path / "recovered")
+        assert not (tmp_path / "recovered").exists()
+        fd = os.open(again.path_of(3), os.O_RDONLY)
+        assert again.data_ranges(fd, os.fstat(fd).st_size) == [range(2, 3)]
+        os.close(fd)
+        let_be_written()
+        again.give_name_back(1)
+        assert again.path_of(1).read_bytes()[2 * PAGE_BYTES :] == b"content"
+        os.close(again.create(2))
+        assert again.path_of(2).read_bytes() == b""
+        again.close()

@@ -6,11 +6,19 @@ import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from luxfuse.index.names import ROOT_INODE
+from luxfuse.index.records import FileRecord
+from luxfuse.tiers.directory import CacheDirectory
+from luxfuse.tiers.staging import Staging
+from luxfuse.types import Kind, WriteMode
 from luxfuse.vfs import writer
+from luxfuse.vfs.recovery import restart
+from luxfuse.vfs.recovery.contents import JournalContents
+from tests.support.disks import read_only
 from tests.support.fake_store import FakeStore
 from tests.support.harness import Mount, mounted, random_bytes, until
 
@@ -107,3 +115,57 @@ async def test_a_file_that_is_removed(tmp_path: Path, mode: str, opened: bool) -
         assert not await m.entries()
         end()
         await until(lambda: is_clean(m))
+
+
+@pytest.mark.expected_logs("cannot be taken up while", "cache directory")
+@pytest.mark.parametrize("left", ["missing", "shorter", "retired"])
+async def test_a_promise_that_only_a_disk_that_is_written_can_keep(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left: str
+) -> None:
+    """As a power cut leaves it: the journal has the content, or the staging file has no name. Nothing else waits for it."""
+    monkeypatch.setattr(restart, "REST_PAUSE_S", 0.01)
+    driver, data = FakeStore(), DATA if left == "retired" else DATA[:1000]
+    async with mounted(tmp_path, driver, write_mode="async-through", flusher=False, clean_end=False) as m:
+        for name in ("a", "b"):
+            handle, _ = await m.kernel.create(m.fs, ROOT_INODE, name.encode(), 0o644)
+            await m.kernel.write(m.fs, handle, 0, data)
+            await m.kernel.close(m.fs, handle)
+        path, base = m.staging.path_of(min(m.dirty, key=lambda d: d.key).number), m.directory.path.parent
+        if left == "missing":
+            path.unlink()
+        elif left == "shorter":
+            os.truncate(path, 10)
+            os.utime(path, ns=(0, 0))
+        else:
+            path.rename(f"{path}.gone")
+    with read_only(base) as let_be_written:
+        async with mounted(tmp_path, driver, write_mode="async-through") as m:
+            await m.drain()
+            assert driver.objects.keys() == {"b"}
+            let_be_written()
+            await until(lambda: m.writeback.pending or "a" in driver.objects)
+            await m.drain()
+            assert driver.objects["a"][0] == driver.objects["b"][0] == data
+
+
+@pytest.mark.parametrize("emptied", [True, False])
+def test_what_a_power_cut_has_torn_is_not_taken_for_what_was_promised(tmp_path: Path, emptied: bool) -> None:
+    """It cannot be taken away as long as the disk is read-only."""
+    directory = CacheDirectory(tmp_path / "cache", "source")
+    staging = Staging(directory)
+    os.close(staging.create(1))
+    stamp = staging.path_of(1).stat().st_mtime_ns + 1
+    record = FileRecord(
+        key="a", kind=Kind.FILE, mode=WriteMode.ASYNC_THROUGH, inode=2, attributes=None, expect=None, base_key="",
+        base_version="", base_size=0, size=10, stamp=stamp, closed=True, content=False, since_s=0.0, emptied=emptied,
+    )  # fmt: skip
+    journal = SimpleNamespace(rebooted=True, inline=lambda _number: None)
+    contents = JournalContents(journal, staging, cache=None)  # type: ignore[arg-type]
+    with read_only(directory.path) as let_be_written:
+        with pytest.raises(OSError, match="Read-only file system"):
+            contents.is_torn(1, record)
+        let_be_written()
+        assert contents.is_torn(1, record) is emptied
+        assert staging.path_of(1).exists() is emptied
+    staging.close()
+    directory.close()
