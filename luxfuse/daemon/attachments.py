@@ -117,8 +117,8 @@ class Attachments:
             await self._start(a)
             try:
                 await self._hang(a)
+                await self._record()  # nobody detaches it before
                 a.state = "serving" if a.parts is not None else "unreachable"
-                await self._record()
             except BaseException:
                 with trio.CancelScope(shield=True):
                     await self._take_down(a)

@@ -213,7 +213,8 @@ class Staging:
         """Let a file have its name that was about to be removed. Raises OSError while the disk is read-only."""
         if (directory := self._nameless.get(number)) is not None:
             path = directory.path / "staging" / f"{number:016x}"
-            path.with_name(path.name + _RETIRED).rename(path)
+            with contextlib.suppress(FileNotFoundError):  # the directory was emptied meanwhile
+                path.with_name(path.name + _RETIRED).rename(path)
             del self._nameless[number]
             if directory is not self._home:
                 self._elsewhere[number] = directory

@@ -75,6 +75,17 @@ class Aside:
         self._journal.drop_file(number)
         reached("recover.refused")
 
+    async def give_way(self, number: int, record: FileRecord) -> int:
+        """Keep a content of which the name was changed anew before it could be taken up; returns 1, or 0 if it has none."""
+        kept = await trio.to_thread.run_sync(self._keep_refused, number, record)
+        log.warning(
+            "%r was changed before what the last run had left of it could be taken up; %s",
+            record.key,
+            f"that is {kept}" if kept else "there was nothing in that",
+        )
+        self._journal.drop_file(number)
+        return int(kept is not None)
+
     async def set_aside(self, number: int, record: FileRecord) -> int:
         """A file that was never closed: keep its content, and let the name show the object of the store."""
         parent, name = self._places.place(record.key)

@@ -61,6 +61,13 @@ class PromisedFiles:
         self._cache = cache
         self._store = store
 
+    def is_superseded(self, record: FileRecord, *, waited: bool) -> bool:
+        """Whether the name of a record has been changed anew; ``waited``: that was so free that it may be another file."""
+        entry = self._names.get(*self._places.place(record.key))
+        if entry is None or self._entries.get(entry.inode) is None:
+            return False
+        return waited or entry.inode == record.inode or (entry.kind is record.kind and not record.content)
+
     async def resume(self, number: int, record: FileRecord) -> bool:
         """Make an entry dirty again; False if it was never closed, or its content is gone."""
         is_open = self._is_open(record.inode)

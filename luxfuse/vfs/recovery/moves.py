@@ -128,10 +128,7 @@ class UnfinishedMoves:
             self._namespace.hold(None, *place)
         frozen = contextlib.ExitStack()
         frozen.enter_context(self._writeback.frozen.freeze(*keys)).stick(INTERRUPTED)
-        wait = self._namespace.unfinished.begin(places)
-        for place in places:
-            self._namespace.have_looked_up(*place)  # the kernel is not to answer for them meanwhile
-        return _Move(number, operation, places, inodes, wait, frozen)
+        return _Move(number, operation, places, inodes, self._namespace.unfinished.begin(places), frozen)
 
     def _move_names(self, operation: OperationRecord) -> dict[str, int]:
         """Give the names what they stand for now, as far as the index has not done that; returns the inodes by new keys."""

@@ -131,6 +131,8 @@ class Recovery:
         self._moves.take_up_rest = self._take_up_rest
         self._rest: list[tuple[int, FileRecord]] = []
         """What cannot be taken up while the store does not answer, or has not finished a move, or the disk is read-only."""
+        self._for_disk: set[int] = set()
+        """Those of them that have waited for the disk: their names were free meanwhile."""
         self._nursery = nursery
         self._writeback = writeback
         self._promises = promises
@@ -224,17 +226,24 @@ class Recovery:
                 raise
             log.warning("%r cannot be taken up while the cache disk is read-only: %s", record.key, exc)
             self._rest.append((number, record))
+            self._for_disk.add(number)
 
     async def _take_up_rest(self) -> None:
-        """Take up what could not be before. Raises `LuxError`, OSError, with that still to be done which it is about."""
-        while ready := [each for each in self._rest if not self._moves.waits(each[1].key)]:
+        """Take up what could not be before. Raises `LuxError`, OSError, with that still to be done which it is about.
+
+        What waits for a disk to be writable is left, and nothing else waits for that.
+        """
+        left: list[int] = []
+        while ready := [r for r in self._rest if r[0] not in left and not self._moves.waits(r[1].key)]:
             number, record = ready[0]
             self._rest.remove(ready[0])
             try:
                 await self._take_up(number, record, Outcome())
-            except (LuxError, OSError):
+            except (LuxError, OSError) as exc:
                 self._rest.append((number, record))
-                raise
+                if exc.errno != errno.EROFS:
+                    raise
+                left.append(number)
 
     async def _take_up_rest_patiently(self) -> None:
         while self._rest:
@@ -246,6 +255,9 @@ class Recovery:
 
     async def _take_up(self, number: int, record: FileRecord, outcome: Outcome) -> None:
         self._staging.give_name_back(number)
+        if self._files.is_superseded(record, waited=number in self._for_disk):
+            outcome.recovered += await self._aside.give_way(number, record)
+            return
         if refusal := self._aside.refusal(record):
             outcome.refused += 1
             await self._aside.give_up(number, record, refusal)

@@ -148,6 +148,43 @@ async def test_a_promise_that_only_a_disk_that_is_written_can_keep(
             assert driver.objects["a"][0] == driver.objects["b"][0] == data
 
 
+@pytest.mark.expected_logs("cannot be taken up while", "cache directory", "was changed before what the last run had left")
+@pytest.mark.parametrize("stored", [True, False])
+async def test_what_is_written_anew_before_a_promise_can_be_kept_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stored: bool
+) -> None:
+    """The name is free while the disk is read-only. What was promised is kept, and no daemon ends."""
+    monkeypatch.setattr(restart, "REST_PAUSE_S", 1000.0)
+    driver = FakeStore()
+    if stored:
+        driver.place("a", b"stored")
+    async with mounted(tmp_path, driver, write_mode="async-through", flusher=False, clean_end=False) as m:
+        await m.entries()
+        if stored:
+            handle = await m.kernel.open(m.fs, await m.inode("a"), os.O_WRONLY)
+        else:
+            handle, _ = await m.kernel.create(m.fs, ROOT_INODE, b"a", 0o644)
+        await m.kernel.write(m.fs, handle, 0, b"promised")
+        await m.kernel.close(m.fs, handle)
+        (dirty,) = m.dirty
+        m.staging.path_of(dirty.number).unlink()
+        base = m.directory.path.parent
+    with read_only(base) as let_be_written:
+        async with mounted(tmp_path, driver, write_mode="async-through") as m:
+            let_be_written()
+            await m.entries()
+            if stored:
+                handle = await m.kernel.open(m.fs, await m.inode("a"), os.O_WRONLY | os.O_TRUNC)
+            else:
+                handle, _ = await m.kernel.create(m.fs, ROOT_INODE, b"a", 0o644)
+            await m.kernel.write(m.fs, handle, 0, b"anew")
+            await m.kernel.close(m.fs, handle)
+            await m.recovery._take_up_rest()
+            await m.drain()
+            assert driver.objects["a"][0] == b"anew"
+            assert [path.read_bytes() for path in m.recovered.directory.iterdir()] == [b"promised"]
+
+
 @pytest.mark.parametrize("emptied", [True, False])
 def test_what_a_power_cut_has_torn_is_not_taken_for_what_was_promised(tmp_path: Path, emptied: bool) -> None:
     """It cannot be taken away as long as the disk is read-only."""
