@@ -117,22 +117,24 @@ class Attachments:
             await self._start(a)
             try:
                 await self._hang(a)
-                await self._record()  # nobody detaches it before
                 a.state = "serving" if a.parts is not None else "unreachable"
+                await self._record()
             except BaseException:
                 with trio.CancelScope(shield=True):
                     await self._take_down(a)
                 raise
         except BaseException:
-            self._forget(path)
+            self._forget(a)
             raise
         await self._tree.settle()
         log.info("attached %s at %s", safe_url(source), self._where(path))
         return a.notes
 
-    def _forget(self, path: str) -> None:
+    def _forget(self, a: Attached) -> None:
         """A volume is gone, and nobody goes on with it; it may have failed before, and have set its locks aside."""
-        number = self._attached.pop(path).record.number
+        if self._attached.get(a.path) is not a:
+            return  # it was detached while its attach failed
+        number = self._attached.pop(a.path).record.number
         if self._succession is not None:
             self._succession.forget_volume(number)
         self.give_back_locks()
@@ -305,7 +307,7 @@ class Attachments:
                 return
             reached("detach.recorded")
             await self._take_down(a)
-            self._forget(a.path)
+            self._forget(a)
             await trio.to_thread.run_sync(gc.collect)  # its parts know each other: pages and connections go now
             await self._tree.settle()
             log.info("detached %s from %s", safe_url(a.record.source), self._where(a.path))
