@@ -24,12 +24,11 @@ from luxfuse.understore.failures import checked, from_status, no_store, require_
 from luxfuse.understore.gcs.gets import open_gets
 from luxfuse.understore.gcs.reach import STORED, reach_by
 from luxfuse.understore.generic.driver import FsspecDriver
-from luxfuse.understore.gets.client import fetch_by, read_by
+from luxfuse.understore.gets.client import FetchesByGets, read_by
 from luxfuse.understore.library_failures import failure
 from luxfuse.understore.metadata import checked_metadata
 from luxfuse.understore.properties import Properties, type_for
 from luxfuse.understore.reach import READ_TIMEOUT_S
-from luxfuse.understore.small_files import Answer, WantedFile
 from luxfuse.understore.times import to_ns
 
 WHOLE_BYTES = 16 << 20
@@ -46,7 +45,7 @@ _FIELDS = {"Cache-Control": "cacheControl", "Content-Disposition": "contentDispo
            "Content-Encoding": "contentEncoding", "Content-Language": "contentLanguage"}  # fmt: skip
 
 
-class GcsDriver(FsspecDriver):
+class GcsDriver(FetchesByGets, FsspecDriver):
     """An `UnderStore` on a bucket of Google's."""
 
     def __init__(
@@ -134,14 +133,6 @@ class GcsDriver(FsspecDriver):
         if found is None:
             self._require_version(key, version, what)
         return checked(data, end - start, found or version, version, what)
-
-    @property
-    def fetches_small(self) -> bool:
-        gets = self._gets
-        return gets is not None and gets.is_useful
-
-    def fetch_small(self, files: Sequence[WantedFile], abandoned: bytearray) -> list[Answer]:
-        return fetch_by(self._gets, files, abandoned)
 
     def close(self) -> None:
         self._gets = None

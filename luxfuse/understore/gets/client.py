@@ -326,9 +326,19 @@ def read_by(
     return part[1]
 
 
-def fetch_by(gets: Gets | None, files: Sequence[WantedFile], abandoned: bytearray) -> list[Answer]:
-    """Fetch as `SmallFiles.fetch_small` does, by ``gets``, if there are any."""
-    return [AS_USUAL] * len(files) if gets is None else gets.fetch(files, abandoned)
+class FetchesByGets:
+    """The `SmallFiles` of a driver that has `Gets`, or none."""
+
+    _gets: Gets | None
+
+    @property
+    def fetches_small(self) -> bool:
+        gets = self._gets
+        return gets is not None and gets.is_useful
+
+    def fetch_small(self, files: Sequence[WantedFile], abandoned: bytearray) -> list[Answer]:
+        gets = self._gets
+        return [AS_USUAL] * len(files) if gets is None else gets.fetch(files, abandoned)
 
 
 def release_memory() -> None:

@@ -21,7 +21,7 @@ from luxfuse.understore.azure.gets import open_gets as open_azure_gets
 from luxfuse.understore.base import Abilities, ListedPart, ListsFromKeys, OnDescribed, UnderStore, WriteSide
 from luxfuse.understore.checksums import Checksums
 from luxfuse.understore.delegated import DelegatedWrites
-from luxfuse.understore.gets.client import Gets, fetch_by, read_by
+from luxfuse.understore.gets.client import FetchesByGets, Gets, read_by
 from luxfuse.understore.locations import has_odd_segment, parse_location
 from luxfuse.understore.object_options import NO_CHECKSUM, take_object_options
 from luxfuse.understore.obstore.options import OWN_CHECKSUMS, azure_settings, open_store
@@ -34,13 +34,12 @@ from luxfuse.understore.s3.client import S3Client
 from luxfuse.understore.s3.direct import open_direct
 from luxfuse.understore.s3.native import NativeTransport
 from luxfuse.understore.s3.transport import Transport
-from luxfuse.understore.small_files import Answer, WantedFile
 from luxfuse.understore.variables import variables
 
 MARKERS_AT_ONCE = 16
 
 
-class ObstoreDriver(DelegatedWrites, ObstoreReads):
+class ObstoreDriver(FetchesByGets, DelegatedWrites, ObstoreReads):
     """An `UnderStore` on obstore. ``fallback`` opens the driver for keys that obstore cannot name, if that is not S3's.
 
     ``access``, for S3: shared by all clients of the bucket. ``direct_gets``: so many requests for small files may be made
@@ -130,14 +129,6 @@ class ObstoreDriver(DelegatedWrites, ObstoreReads):
                 start_after=start_after,
             )
         return known
-
-    @property
-    def fetches_small(self) -> bool:
-        gets = self._gets
-        return gets is not None and gets.is_useful
-
-    def fetch_small(self, files: Sequence[WantedFile], abandoned: bytearray) -> list[Answer]:
-        return fetch_by(self._gets, files, abandoned)
 
     def read(self, key: str, start: int, end: int, version: str, *, on_described: OnDescribed | None = None) -> Buffer:
         part = read_by(self._gets, key, start, end, version, on_described)
