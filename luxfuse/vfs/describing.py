@@ -161,7 +161,7 @@ class Describing:
                 entry.attributes = old
                 self._namespace.put(*dirty.place, entry)
                 if not dirty.content_changed(dirty.uploaded):
-                    dirty.differs(False)
+                    dirty.is_described()
                     self._publisher.publish(dirty)
             raise
 

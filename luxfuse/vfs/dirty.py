@@ -140,9 +140,13 @@ class Dirty:
         self.attributes_changed = True
         self.closed = self.closed or self.source is None or not self.writers
 
-    def differs(self, changed: bool) -> None:
-        """Whether the store has other attributes than there are here."""
-        self.attributes_changed = changed
+    def is_described(self) -> None:
+        """The store is told the attributes that there are here, or has them."""
+        self.attributes_changed = False
+
+    def differs(self, changed: bool = True) -> None:
+        """The store has other attributes than there are here, if ``changed``; else what is known stays so."""
+        self.attributes_changed = self.attributes_changed or changed
 
     def set_times(self) -> None:
         """A program has set the times of the content."""

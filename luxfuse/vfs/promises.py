@@ -102,7 +102,6 @@ class Promises:
                 try:
                     if changed:
                         reached("promise.committed")
-                        dirty.promised_content(stamp)
                     self._promised(dirty)
                 except Exception as exc:  # noqa: BLE001 (it is the answer)
                     error = exc
@@ -111,6 +110,7 @@ class Promises:
         if changed:
             reached("promise.synced")
             self._notes.note(dirty, os.pread(dirty.content.fd, stamp.size, 0), synced=True)
+            dirty.promised_content(stamp)
         elif stored:
             self._notes.note(dirty)  # as in `_promise`
         if (stored and dirty.key not in self._journal.withdrawn) or (
@@ -167,7 +167,6 @@ class Promises:
                 await self._journal.commit()
         elif stamp is None or dirty.has_changed(stamp, dirty.noted):
             await self._make_durable(dirty, stamp)
-            dirty.promised_content(stamp)
         elif not self._journal.is_durable(dirty.number):  # attributes that were set since
             await self._journal.commit()
         self._promised(dirty)
@@ -190,9 +189,11 @@ class Promises:
         reached("promise.synced")
         if self._replicas.wanted(dirty):
             self._replicas.plan(dirty)
-        if inline is not None or not self._is_promised_anyway(dirty):
-            if dirty.place is not None:
-                self._notes.note(dirty, inline, synced=dirty.source is not None)
+        known = inline is None and self._is_promised_anyway(dirty)
+        if not known and dirty.place is not None:
+            self._notes.note(dirty, inline, synced=dirty.source is not None)
+        dirty.promised_content(stamp)  # in the same step: a push that ends during the commit is not to forget it
+        if not known:
             await self._journal.commit()
         reached("promise.committed")
 

@@ -83,7 +83,8 @@ class Pusher:
         assert dirty.place is not None
         entry = self._namespace.peek(*dirty.place)
         assert entry is not None
-        dirty.differs(False)
+        dirty.is_described()
+        noted = dirty.noted
         reached("push.begun")
         try:
             if dirty.source is not None and dirty.content_changed(dirty.uploaded):
@@ -100,15 +101,16 @@ class Pusher:
             self._namespace.belief.expire(dirty.inode)
             raise
         except BaseException as exc:
-            dirty.differs(True)
+            dirty.differs()
             dirty.stored.unheard = dirty.stored.unheard or may_have_arrived(exc)
             raise
         reached("push.stored")
         dirty.stored.pushed(dirty.key, info.version)
-        self._note_pushed(dirty, info)
+        promised_since = dirty.noted if dirty.noted is not noted else None
+        self._note_pushed(dirty, info, promised_since)
         reached("push.noted")
 
-    def _note_pushed(self, dirty: Dirty, info: ObjectInfo) -> None:
+    def _note_pushed(self, dirty: Dirty, info: ObjectInfo, promised_since: Stamp | None) -> None:
         if dirty.place is None:
             return
         entry = self._namespace.peek(*dirty.place)
@@ -125,18 +127,24 @@ class Pusher:
         if entry.attributes is not None and self._store.abilities.metadata:
             self._evidence.note(None, entry.attributes)
         self._namespace.put(*dirty.place, entry)
-        self._note_expected(dirty, entry)
+        self._note_expected(dirty, entry, promised_since)
         if dirty.source is None and old_version and entry.version != old_version:
             self._publisher.keep_cached(dirty, entry, old_version)
 
-    def _note_expected(self, dirty: Dirty, entry: Entry) -> None:
-        """Tell the journal what the store has: it stays there for as long as the file is open."""
+    def _note_expected(self, dirty: Dirty, entry: Entry, promised_since: Stamp | None) -> None:
+        """Tell the journal what the store has: it stays there for as long as the file is open.
+
+        ``promised_since``: of a content that was promised while the push was under way, and is not to be forgotten for it.
+        """
         before = self._journal.files.get(dirty.number)
         if before is None:
             return
         record = dirty.record(entry.attributes)
         record.has_inline = before.has_inline and dirty.kind is not Kind.FILE
-        if dirty.uploaded is not None:  # a program may have written to the file since: its mtime will tell
+        if dirty.uploaded is not None and promised_since is not None and dirty.has_changed(promised_since, dirty.uploaded):
+            record.content, record.stamp, record.size = before.content, before.stamp, before.size
+            record.has_inline = before.has_inline
+        elif dirty.uploaded is not None:  # a program may have written to the file since: its mtime will tell
             record.content, record.stamp, record.size = False, dirty.uploaded.mtime_ns, dirty.uploaded.size
         self._journal.put_file(dirty.number, record)
 

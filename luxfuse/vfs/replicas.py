@@ -48,15 +48,15 @@ class PromisedReplicas:
         async with dirty.replicas.lock:
             if dirty.source is None or dirty.place is None or not dirty.must_push:
                 return True
-            content, stamp = dirty.content, dirty.noted
-            if not content.complete or stamp is None:
-                return False  # the store makes the better copy of what it has
             if dirty.replicas.generation == 0:  # promised by a run without replicas
                 self.plan(dirty)
                 self._notes.note(dirty)
                 await self._journal.commit()
-            if dirty.replicas.have_all:
+            if dirty.replicas.have_all or dirty.source is None or dirty.place is None:
                 return True
+            content, stamp = dirty.content, dirty.noted
+            if not content.complete or stamp is None:
+                return False  # the store makes the better copy of what it has
             with content.in_use():
                 try:
                     await self._send_replicas(replication, dirty, content.fd, stamp)

@@ -376,7 +376,7 @@ class Writer:
         cleared = without_set_id(mode)
         if cleared != mode:
             entry.attributes = msgspec.structs.replace(entry.attributes or Attributes(), mode=cleared)
-            dirty.differs(True)
+            dirty.differs()
             if dirty.place is not None:
                 self._namespace.put(*dirty.place, entry)
             self._kernel.invalidate_inode(dirty.inode)

@@ -6,6 +6,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 
 import msgspec
@@ -136,6 +137,48 @@ async def test_what_was_written_after_it_was_stored_is_not_sent_after_a_power_cu
     await shows(tmp_path / "killed", killed, options, after, [])
     request.getfixturevalue("other_boot")
     await shows(tmp_path / "cut", again, options, OLD, [after])
+
+
+@pytest.mark.parametrize("committing", [False, True], ids=["closed", "being closed"])
+@pytest.mark.parametrize("size", [len(HALF), pages(1)], ids=["small", "large"])
+async def test_what_was_closed_while_an_older_content_went_up_outlives_a_power_cut(
+    tmp_path: Path, request: pytest.FixtureRequest, size: int, committing: bool
+) -> None:
+    """What the answer to that says is no news of what was promised since, be that not committed yet."""
+    new = random_bytes(size, 5)
+
+    async def answer(m: Mount, number: int) -> None:
+        m.driver.release()
+        m.driver.hold("put", "put_file")
+        await until(lambda: "a" in m.driver.objects)
+        data, version, *_ = m.driver.objects["a"]
+        await until(lambda: m.journal.files[number].expect == version)
+        assert data == OLD
+
+    async with mounted(tmp_path / "life", FakeStore(), Options(write_mode="async-through"), clean_end=False) as m:
+        await m.entries()
+        await written(m, "waiting", OLD)
+        await until(lambda: m.driver.counts["put"] > 0)
+        (number,) = m.journal.files
+        handle = await m.kernel.open(m.fs, await m.inode("a"), os.O_WRONLY | os.O_TRUNC)
+        await m.kernel.write(m.fs, handle, 0, new)
+        async with trio.open_nursery() as nursery:
+            with m.durable.lock if committing else nullcontext():  # no commit ends meanwhile
+                nursery.start_soon(m.kernel.close, m.fs, handle)
+                await until(lambda: m.journal.files[number].size == size)
+                if committing:
+                    await answer(m, number)
+        if not committing:
+            await answer(m, number)
+        await m.journal.commit()
+        killed = snapshot(m, tmp_path / "killed")
+        m.driver.release()
+    if size == len(HALF):  # of which the blocks may not be on the disk
+        for staged in (tmp_path / "killed").glob("cache/*/staging/*"):
+            os.truncate(staged, 0)
+    request.getfixturevalue("other_boot")
+    options = Options(write_mode="async-through")
+    await shows(tmp_path / "killed", killed, options, new, [])
 
 
 async def test_what_is_shorter_than_promised_is_not_sent_after_a_power_cut(

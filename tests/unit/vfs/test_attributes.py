@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from luxfuse.cache import upload
 from luxfuse.errors import AccessDenied
 from luxfuse.index.entries import Attributes, Entry
 from luxfuse.index.names import ROOT_INODE
@@ -17,7 +18,7 @@ from luxfuse.types import Kind
 from luxfuse.vfs.attributes import AttributeChanges, Defaults, parse_attributes, stat_of, to_metadata
 from tests.support.fake_kernel import CALLER
 from tests.support.fake_store import EVERYTHING, FakeStore
-from tests.support.harness import Mount, mounted
+from tests.support.harness import Mount, mounted, pages, random_bytes, until
 
 SECOND = 10**9
 MOMENT = 981_173_106 * SECOND + 123_456_789
@@ -195,6 +196,25 @@ async def changed(m: Mount, inode: int) -> int:
     """Change the mode of ``inode``; return what is shown afterwards."""
     await m.fs.setattr(inode, AttributeChanges(mode=0o711), None, CALLER)
     return stat.S_IMODE((await m.fs.getattr(inode)).mode)
+
+
+@pytest.mark.parametrize("kind", ["put", "complete_upload"])
+async def test_those_that_change_while_a_content_goes_up_reach_the_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """The content takes those along that were there when it was begun."""
+    monkeypatch.setattr(upload, "SINGLE_BYTES", pages(2) if kind == "complete_upload" else pages(20))
+    driver = FakeStore()
+    async with mounted(tmp_path, driver, write_mode="async-through") as m:
+        driver.hold(*(("put", "put_file") if kind == "put" else (kind,)))
+        handle, inode = await m.kernel.create(m.fs, ROOT_INODE, b"file", 0o644)
+        await m.kernel.write(m.fs, handle, 0, random_bytes(pages(5), 1))
+        await m.kernel.close(m.fs, handle)
+        await until(lambda: driver.counts[kind] + driver.counts[f"{kind}_file"] > 0)
+        await m.fs.setattr(inode, AttributeChanges(mode=0o600), None, CALLER)
+        driver.release()
+        await m.drain()
+        assert stat.S_IMODE(int(driver.objects["file"][3]["mode"], 8)) == 0o600
 
 
 async def test_those_of_the_root_stay_until_it_is_unmounted(tmp_path: Path) -> None:
