@@ -75,6 +75,7 @@ class FakeStore:
         self._short_bodies = 0
         self._rng: random.Random | None = None
         self._rate = 0.0
+        self._hanging = 0
         self._open = threading.Event()
         self._open.set()
 
@@ -146,8 +147,11 @@ class FakeStore:
         self._open.clear()
 
     def release(self) -> None:
-        """Let held requests go on."""
-        self._open.set()
+        """Let held requests go on; none of them hangs from now on, though its thread may take a while to notice."""
+        with _COUNTING:
+            self._open.set()
+            FakeStore.hanging -= self._hanging
+            self._hanging = 0
 
     # The under-store.
 
@@ -422,13 +426,12 @@ class FakeStore:
             raise StoreUnavailable("fake: the answer got lost")
 
     def _wait(self) -> None:
-        if self._open.is_set():
-            return
         with _COUNTING:
+            if self._open.is_set():
+                return
+            self._hanging += 1
             FakeStore.hanging += 1
         self._open.wait()
-        with _COUNTING:
-            FakeStore.hanging -= 1
 
     def _request(self, kind: str) -> None:
         assert not self.closed, "used after close"

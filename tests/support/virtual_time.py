@@ -7,7 +7,7 @@ deadline, which then is over though all was quick.
 from __future__ import annotations
 
 import threading
-import time
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -19,38 +19,47 @@ from luxfuse import workers
 from tests.support.fake_store import FakeStore
 
 QUIET_S = 0.01
-HANGS_S, WAITS_S = 5.0, 0.3
-"""A thread that works for so long is one that a test lets hang by its own means; what `FakeStore` holds is known, but where
-it holds something, others may wait for the threads."""
 
 
 class Working:
-    """How many threads have something to do."""
+    """How many threads have something to do, and of which the loop has not taken in the outcome yet."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._count = self._begun = 0
-        self._seen: tuple[int, int, int] | None = None
-        self._since_s = 0.0
+        self._running = 0
+        self._queued: Counter[workers.Workers] = Counter()
+        """Jobs that no thread has taken up yet."""
+        self._taken: Counter[workers.Workers] = Counter()
 
     def began(self) -> None:
         with self._lock:
-            self._count += 1
-            self._begun += 1
+            self._running += 1
 
     def ended(self) -> None:
         with self._lock:
-            self._count -= 1
+            self._running -= 1
+
+    def queued(self, own: workers.Workers) -> None:
+        with self._lock:
+            self._queued[own] += 1
+
+    def took(self, own: workers.Workers) -> None:
+        with self._lock:
+            self._queued[own] -= 1
+            self._taken[own] += 1
+            self._running += 1
+
+    def gave_back(self, own: workers.Workers) -> None:
+        with self._lock:
+            self._taken[own] -= 1
+            self._running -= 1
 
     def any(self) -> bool:
-        """Whether it is worth while to wait for a thread."""
-        hanging = FakeStore.hanging
-        if self._count <= hanging:
-            return False
-        seen, now_s = (self._count, self._begun, hanging), time.monotonic()
-        if seen != self._seen:
-            self._seen, self._since_s = seen, now_s
-        return now_s - self._since_s < (WAITS_S if hanging else HANGS_S)
+        """Whether time has to wait for a thread: for each, but those of requests that a `FakeStore` holds."""
+        with self._lock:
+            # What waits for threads that are all held waits in vain.
+            begins = any(count and self._taken[own] < own._threads for own, count in self._queued.items())
+            return begins or self._running > FakeStore.hanging
 
 
 def virtual_time(patch: pytest.MonkeyPatch) -> MockClock:
@@ -59,22 +68,32 @@ def virtual_time(patch: pytest.MonkeyPatch) -> MockClock:
     start, submit, jump = trio.lowlevel.start_thread_soon, workers.Workers.submit, clock._autojump
 
     def counted_start(function: Callable[[], Any], deliver: Callable[[Any], object], name: str | None = None) -> None:
+        token = trio.lowlevel.current_trio_token()
+
         def delivered(result: Any) -> None:
             try:
                 deliver(result)
             finally:
-                working.ended()
+                # By the loop, behind what it was given: it may have waited long enough, but not have looked yet.
+                try:
+                    token.run_sync_soon(working.ended)
+                except trio.RunFinishedError:
+                    working.ended()
 
         working.began()
         start(function, delivered, name)
 
     def counted_submit(own: workers.Workers, job: workers.Job, done: workers.Done, *rest: Any, **options: Any) -> None:
+        def counted() -> Any:
+            working.took(own)
+            return job()
+
         def ended(result: Any, error: BaseException | None) -> None:
-            working.ended()
+            working.gave_back(own)
             done(result, error)
 
-        working.began()
-        submit(own, job, ended, *rest, **options)
+        working.queued(own)
+        submit(own, counted, ended, *rest, **options)
 
     def jump_if_quiet() -> None:
         if not working.any():
