@@ -1,6 +1,7 @@
 """Fakes of what hands out temporary S3 credentials: instance and container metadata, an STS, and a program.
 
-A token says until when it holds, so that `only_valid_tokens` needs to know nothing else.
+A token says until when it holds, so that `ValidTokens` needs to know nothing else. It expires when the test says so: by a
+clock that the test moves, which the library that finds credentials and luxfuse go by, too.
 """
 
 from __future__ import annotations
@@ -14,8 +15,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
-from urllib.parse import parse_qs
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
 
 from tests.support.front import Answer, s3_error
 
@@ -24,36 +28,79 @@ WEB_IDENTITY = "of-the-pod"
 TASK = "/v2/credentials/of-the-task"
 TASK_ADDRESS = ("169.254.170.2", 80)
 """Where ECS serves the credentials of a task, at a path that a variable tells."""
-GRACE_S = 2.0
-"""A request may be under way for so long on a machine that is busy."""
+LIFETIME_S = 3600
+TO_RENEWAL_S = LIFETIME_S - 540
+"""So long after they were handed out credentials are to be renewed, and hold yet."""
 
 _ROLE = "/latest/meta-data/iam/security-credentials/"
 
 
-def only_valid_tokens(request: Any) -> Answer | None:
-    """Refuse requests whose token is none, or has expired, as S3 does: a HEAD without a reason."""
-    token = request.headers.get("X-Amz-Security-Token") or ""
-    if not token.startswith("until-"):
-        return s3_error(403, "InvalidAccessKeyId")
-    if time.time() <= float(token.removeprefix("until-")) + GRACE_S:
-        return None
-    return Answer(400) if request.command == "HEAD" else s3_error(400, "ExpiredToken")
+class Clock:
+    """The time of the issuers. It is behind the machine's, by which obstore takes all that it was given for expired."""
+
+    def __init__(self, file: Path) -> None:
+        """``file``: where the program looks."""
+        self.file = file
+        self.move(time.time() - 10 * 86_400)
+
+    def move(self, seconds: float) -> None:
+        """Let time pass."""
+        self.now_s = int(getattr(self, "now_s", 0) + seconds)
+        written = self.file.with_suffix(".new")
+        written.write_text(str(self.now_s))
+        written.replace(self.file)
+
+    def rule(self, patch: pytest.MonkeyPatch) -> None:
+        """Let what finds and keeps credentials in this process go by it."""
+        patch.setattr("botocore.credentials._local_now", lambda: datetime.datetime.fromtimestamp(self.now_s, datetime.UTC))
+        patch.setattr(
+            "botocore.credentials.RefreshableCredentials._seconds_remaining",
+            lambda credentials: credentials._expiry_time.timestamp() - self.now_s,
+        )
+        patch.setattr("luxfuse.understore.s3.credentials.time", SimpleNamespace(time=lambda: self.now_s))
+
+
+def token_of(clock: Clock) -> str:
+    """The token that is handed out now."""
+    return f"until-{clock.now_s + LIFETIME_S}"
+
+
+class ValidTokens:
+    """Refuses requests whose token is none, or has expired, as S3 does: a HEAD without a reason.
+
+    ``last`` has the token of the last request for each path.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self.last: dict[str, str] = {}
+
+    def __call__(self, request: Any) -> Answer | None:
+        token = request.headers.get("X-Amz-Security-Token") or ""
+        if not token.startswith("until-"):
+            return s3_error(403, "InvalidAccessKeyId")
+        self.last[urlsplit(request.path).path] = token
+        if self._clock.now_s < int(token.removeprefix("until-")):
+            return None
+        return Answer(400) if request.command == "HEAD" else s3_error(400, "ExpiredToken")
 
 
 class Issuers:
     """``url`` serves all of them. ``issued`` counts what was handed out, by kind: "instance", "task", "web"."""
 
-    def __init__(self, lifetime_s: int) -> None:
-        self.lifetime_s = lifetime_s
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
         self.issued: Counter[str] = Counter()
         self.url = ""
 
     def credentials(self, kind: str) -> dict[str, str]:
         """Return new ones, with the names of the metadata services."""
         self.issued[kind] += 1
-        until_s = int(time.time()) + self.lifetime_s
-        ends = datetime.datetime.fromtimestamp(until_s, datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        return {"AccessKeyId": f"ASIA{kind.upper()}", "SecretAccessKey": "secret", "Token": f"until-{until_s}",
+        token = token_of(self.clock)
+        ends = datetime.datetime.fromtimestamp(int(token.removeprefix("until-")), datetime.UTC).strftime(
+            "%Y-%m-%dT%H:%M:%SZ"
+        )
+        return {"AccessKeyId": f"ASIA{kind.upper()}", "SecretAccessKey": "secret", "Token": token,
                 "Expiration": ends, "Code": "Success"}  # fmt: skip
 
     def program(self, directory: Path) -> str:
@@ -62,7 +109,7 @@ class Issuers:
         path.write_text(
             "#!/bin/sh\n"
             f"echo run >> {directory}/runs\n"
-            f"until=$(( $(date +%s) + {self.lifetime_s} ))\n"
+            f"until=$(( $(cat {self.clock.file}) + {LIFETIME_S} ))\n"
             'ends=$(date -u -d "@$until" +%Y-%m-%dT%H:%M:%SZ)\n'
             'echo "{\\"Version\\": 1, \\"AccessKeyId\\": \\"ASIAPROGRAM\\", \\"SecretAccessKey\\": \\"secret\\",'
             ' \\"SessionToken\\": \\"until-$until\\", \\"Expiration\\": \\"$ends\\"}"\n'
@@ -72,9 +119,9 @@ class Issuers:
 
 
 @contextmanager
-def issuers(lifetime_s: int, address: tuple[str, int] = ("127.0.0.1", 0)) -> Iterator[Issuers]:
+def issuers(clock: Clock, address: tuple[str, int] = ("127.0.0.1", 0)) -> Iterator[Issuers]:
     """Serve all kinds of issuers, on loopback by itself."""
-    all_kinds = Issuers(lifetime_s)
+    all_kinds = Issuers(clock)
 
     class Handler(BaseHTTPRequestHandler):
         def do_PUT(self) -> None:

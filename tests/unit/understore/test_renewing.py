@@ -22,14 +22,14 @@ from luxfuse.understore.factory import open_driver
 from luxfuse.understore.s3 import access as s3_access
 from luxfuse.understore.s3 import credentials as s3_credentials
 from luxfuse.understore.s3.credentials import Frozen, S3Credentials
+from tests.support import issuers
 from tests.support.front import Answer, front, s3_error
-from tests.support.issuers import CONTAINER_TOKEN, WEB_IDENTITY, Issuers, issuers, only_valid_tokens
+from tests.support.issuers import CONTAINER_TOKEN, TO_RENEWAL_S, WEB_IDENTITY, Clock, Issuers, ValidTokens, token_of
 from tests.support.mounted import wait_for
 from tests.support.servers_store import moto_url  # noqa: F401
 from tests.support.store_targets import s3_client
 
 DRIVERS = ("obstore", "fsspec")
-LIFETIME_S = 4
 KINDS = ("instance", "container", "assumed", "web", "pod", "program")
 
 
@@ -92,9 +92,12 @@ def write_profiles(home: Path, all_kinds: Issuers, monkeypatch: pytest.MonkeyPat
 
 
 def test_every_kind_of_temporary_credentials_is_renewed_under_load(bucket, home, monkeypatch):
+    clock = Clock(home / "now")
+    clock.rule(monkeypatch)
+    tokens = ValidTokens(clock)
     with ExitStack() as stack:
-        all_kinds = stack.enter_context(issuers(LIFETIME_S))
-        endpoint = stack.enter_context(front(bucket, only_valid_tokens))
+        all_kinds = stack.enter_context(issuers.issuers(clock))
+        endpoint = stack.enter_context(front(bucket, tokens))
         write_profiles(home, all_kinds, monkeypatch)
         stores = {}
         for kind in KINDS:
@@ -104,17 +107,14 @@ def test_every_kind_of_temporary_credentials_is_renewed_under_load(bucket, home,
                 stack.callback(stores[kind, driver].close)
 
         def issued(kind: str) -> int:
-            if kind == "program":
-                return len((home / "runs").read_text().splitlines()) if (home / "runs").exists() else 0
-            return all_kinds.issued[kind]
+            return len((home / "runs").read_text().splitlines()) if kind == "program" else all_kinds.issued[kind]
 
         failures: list[str] = []
-        done = dict.fromkeys(stores, 0)
-        until_s = time.monotonic() + 90
+        enough = threading.Event()
 
         def load(kind: str, driver: str) -> None:
             store, key = stores[kind, driver], f"{driver}-{kind}"
-            while time.monotonic() < until_s and min(map(issued, KINDS)) < 6 and not failures:
+            while not enough.is_set() and not failures:
                 try:
                     info = store.put(key, b"content", {})
                     store.head(key)
@@ -122,18 +122,27 @@ def test_every_kind_of_temporary_credentials_is_renewed_under_load(bucket, home,
                     store.copy(key, key + "-copy", version=info.version)
                 except Exception as exc:
                     failures.append(f"{kind}: {exc}")
-                done[kind, driver] += 1
-                time.sleep(0.3)
+                time.sleep(0.05)
+
+        def used() -> bool:
+            """Whether no request that is under way has older credentials: each thread makes one after the other."""
+            found = {tokens.last.get(f"/renewing/{driver}-{kind}") for kind, driver in stores}
+            return bool(failures) or found == {token_of(clock)}
 
         threads = [threading.Thread(target=load, args=each) for each in stores]
         for thread in threads:
             thread.start()
-        for thread in threads:
-            thread.join()
+        try:
+            wait_for("the first are used", used)
+            for _ in range(2):
+                clock.move(TO_RENEWAL_S)
+                wait_for("all are renewed, while the old ones hold", used)
+        finally:
+            enough.set()
+            for thread in threads:
+                thread.join()
     assert failures == []
-    assert min(done.values()) >= 1
-    assert min(map(issued, KINDS)) >= 6, "renewed twice for each driver"
-    assert max(map(issued, KINDS)) < 40, "not for each request"
+    assert {kind: issued(kind) for kind in KINDS} == dict.fromkeys(KINDS, 3 * len(DRIVERS)), "not for each request"
 
 
 def write_keys(home: Path, key: str, token: str = "") -> None:
