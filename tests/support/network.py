@@ -68,7 +68,12 @@ class Host:
 
     def lose(self, percent: int, server: str) -> None:
         """Lose some of what arrives, but not from the server."""
-        self.rules(f"ip saddr != {server} numgen random mod 100 < {percent} drop")
+        self.rules(f"ip saddr != {server} numgen random mod 100 < {percent} counter drop")
+
+    def lost(self) -> int:
+        """How many packets `lose` has taken away."""
+        listed = run(*self.prefix, "nft", "list", "table", "inet", TABLE).stdout
+        return int(listed.partition("counter packets ")[2].split()[0])
 
 
 def _claim_subnet() -> tuple[str, socket.socket]:

@@ -141,7 +141,7 @@ async def test_drain_brings_up_what_is_closed_without_delay(tmp_path: Path, mock
         await m.kernel.close(m.fs, handle)
 
 
-async def test_a_drain_that_is_given_up_changes_nothing(tmp_path: Path) -> None:
+async def test_a_drain_that_is_given_up_changes_nothing(tmp_path: Path, mock_clock: MockClock) -> None:
     driver = FakeStore()
     async with mounted(tmp_path, driver, write_mode=ASYNC) as m:
         backlog = backlog_of(m)

@@ -19,6 +19,7 @@ from luxfuse.orders import load, loads
 from luxfuse.orders.jobs import watch
 from luxfuse.orders.load_progress import LoadProgress
 from luxfuse.orders.loads import LoadRefused
+from luxfuse.orders.window import TOGETHER
 from luxfuse.types import PAGE_BYTES, Buffer, WriteMode
 from luxfuse.understore.base import OnDescribed
 from tests.support.fake_store import FakeStore
@@ -305,40 +306,57 @@ async def test_a_file_larger_than_the_cache_is_left_out(tmp_path: Path) -> None:
 
 
 async def test_stop_keeps_what_was_loaded_and_gives_everything_back(tmp_path: Path) -> None:
-    store = FakeStore()
+    store = Piecemeal()
     for n in range(400):
         store.place(f"d/{n:03}", random_bytes(100 * KIB, n))
+    for n in range(40):
+        store.let(f"d/{n:03}", 0)
     async with mounted(tmp_path, store, max_requests=2) as mount:
-        store.delay_s = 0.005
         job = mount.loads.start(["d"])
         await until(lambda: job.progress().loaded_files > 20)
         assert mount.loads.stop() == 1
+        store.let_all()
         await until(lambda: job.ended.is_set() and not mount.cache.budget.held_bytes)
         step = job.progress()
         assert step.state == "stopped"
         assert 20 < step.loaded_files < 400
         assert mount.loads.stop() == 0
         assert not mount.cache.contents._live
-        store.delay_s = 0
         rest = await run(mount, "d")
         assert rest.present_files >= step.loaded_files
         assert rest.present_files + rest.loaded_files == 400
 
 
 async def test_readers_go_first(tmp_path: Path) -> None:
-    store = FakeStore()
+    store = Piecemeal()
     for n in range(300):
         store.place(f"d/{n:03}", random_bytes(100 * KIB, n))
     store.place("wanted", random_bytes(100 * KIB, 1000))
     async with mounted(tmp_path, store, max_requests=2) as mount:
         await mount.entries()
-        store.delay_s = 0.02
+        await mount.inode("wanted")
         job = mount.loads.start(["d"])
-        await until(lambda: mount.cache.budget.held_bytes > 10 * 100 * KIB)
-        before = job.progress().loaded_files
-        assert await mount.read_all("wanted") == store.objects["wanted"][0]
-        # One turn of a thread may be over before it is theirs: two threads, eight files each.
-        assert job.progress().loaded_files - before <= 3 * 16
+        # Both threads have a turn.
+        await until(lambda: len(store.asked) == 2 and mount.store.counters.attempts["get"] == 2 * TOGETHER)
+        contents: list[bytes] = []
+
+        async def read() -> None:
+            contents.append(await mount.read_all("wanted"))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(read)
+            await until(lambda: mount.store.counters.attempts["get"] > 2 * TOGETHER)
+            at, _ = sorted(store.asked)  # what the thread fetches that goes on
+            fetched = 0
+            while at != ("wanted", 0):
+                before = set(store.asked)
+                store.let(*at)
+                await until(lambda before=before: store.asked > before)  # type: ignore[misc]
+                (at,) = store.asked - before
+                fetched += 1
+            assert fetched <= TOGETHER
+            store.let_all()
+        assert contents == [store.objects["wanted"][0]]
         mount.loads.stop()
         await job.ended.wait()
 

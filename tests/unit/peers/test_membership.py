@@ -90,7 +90,7 @@ async def test_a_change_of_what_a_node_says_of_itself_arrives(calls: Calls) -> N
         assert two.describe_self()["weight"] == 99
 
 
-async def test_a_node_that_falls_silent_is_dead_and_one_that_says_so_has_left(calls: Calls) -> None:
+async def test_a_node_that_falls_silent_is_dead(calls: Calls) -> None:
     async with node(calls, 1, config=HASTY) as one:
         changes: list[MemberState] = []
         async with node(calls, 2, one.info.address) as two:
@@ -98,10 +98,14 @@ async def test_a_node_that_falls_silent_is_dead_and_one_that_says_so_has_left(ca
             one.on_change.append(lambda member: changes.append(member.state))
         await until(lambda: states(one) == {"node-2": DEAD})
         assert changes[-2:] == [MemberState.SUSPECT, DEAD]
-        async with node(calls, 3, one.info.address) as three:
-            await until(lambda: count_alive(one, three) == [1, 1])
-            await three.leave()
-            await until(lambda: states(one)["node-3"] == LEFT)
+        assert count_alive(one) == [0]
+
+
+async def test_a_node_that_says_so_has_left(calls: Calls) -> None:
+    async with node(calls, 1) as one, node(calls, 2, one.info.address) as two:
+        await until(lambda: count_alive(one, two) == [1, 1])
+        await two.leave()
+        await until(lambda: states(one) == {"node-2": LEFT})
         assert count_alive(one) == [0]
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import trio
+from trio.testing import MockClock
 
 from luxfuse.core.writeback import LONGEST_OUTAGE_RETRY_S, LONGEST_RETRY_S, retry_delay_s
 from luxfuse.errors import NotFound, StoreRejected
@@ -14,8 +15,15 @@ from luxfuse.types import ObjectInfo
 from luxfuse.vfs.dirty import Dirty
 from tests.support.fake_store import FakeStore
 from tests.support.harness import Mount, mounted, pages, random_bytes, snapshot, until
+from tests.support.virtual_time import virtual_time
 
+pytestmark = pytest.mark.usefixtures("mock_clock")
 LATER = pytest.mark.expected_logs("cannot be brought to the under-store yet")
+
+
+@pytest.fixture
+def mock_clock(monkeypatch: pytest.MonkeyPatch) -> MockClock:
+    return virtual_time(monkeypatch)
 
 
 async def write(m: Mount, name: str, data: bytes) -> None:
