@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Iterator
 
 import pytest
@@ -103,15 +102,14 @@ def test_all_find_each_other_through_a_file_and_read_each_byte_once(cluster: Clu
     assert received("understore_bytes") <= total + (8 + 4 * hedges) * MIB
 
 
-def test_loss_is_no_death_and_no_error(cluster: Cluster) -> None:
+def test_loss_is_no_error_and_all_stay_together(cluster: Cluster) -> None:
+    """That nobody is taken for dead is held in virtual time: here a node may have got no processor for seconds."""
     for host in cluster.hosts:
         host.lose(5, cluster.net.server)
-    began = time.monotonic()
     for n in range(4):
         cluster.read_together(cluster.add(f"lossy{n}", 10, 100_000))
-        assert cluster.states(cluster.members, cluster.members) <= {"alive", "suspect"}
-    wait_for("some time passes", lambda: time.monotonic() - began > 6, pause_s=0.5)
-    assert cluster.states(cluster.members, cluster.members) <= {"alive", "suspect"}
+    wait_for("something is lost everywhere", lambda: all(host.lost() for host in cluster.hosts))
+    see_each_other(cluster.members)
     for host in cluster.hosts:
         host.rules()
 
@@ -127,7 +125,7 @@ def test_both_sides_of_a_partition_read_on_and_it_heals(cluster: Cluster) -> Non
     wait_for("both sides know", lambda: cluster.states(ours, theirs) | cluster.states(theirs, ours) == {"dead"})
     cluster.read_together(cluster.add("alone", 20, 300_000))
     write(ours[0], "between", b"1")
-    wait_for("it shows after metadata-ttl", lambda: seen(theirs[0], "between") == digest(b"1"), timeout_s=TTL_S + 5)
+    wait_for("it shows after metadata-ttl", lambda: seen(theirs[0], "between") == digest(b"1"))
     for host in cluster.hosts:
         host.rules()
     see_each_other(cluster.members)
