@@ -21,12 +21,10 @@ from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import quote, unquote, urlencode
 
-from luxfuse.core.vain import Pause
+from luxfuse.core.vain import PAUSE_S, Pause
 from luxfuse.understore.gets.client import (
     IS_BUILT,
-    LONGEST_PAUSE_S,
     NOT_BUILT,
-    PAUSE_S,
     Dialect,
     Door,
     Elsewhere,
@@ -134,7 +132,7 @@ class DoorOfKey(Door):
         self._key = base64.b64decode(key, validate=True)
         self._sent = Sent(None, PLAIN)
         self._renew_s = 0.0
-        self._pause = Pause(PAUSE_S, LONGEST_PAUSE_S)
+        self._pause = Pause()
 
     def __call__(self) -> Sent:
         now_s = time.time()

@@ -22,7 +22,7 @@ from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from luxfuse import __version__
-from luxfuse.core.vain import InVain, Pause
+from luxfuse.core.vain import InVain
 from luxfuse.errors import StoreError, StoreUnavailable
 from luxfuse.types import ObjectInfo
 from luxfuse.understore.failures import from_status
@@ -44,8 +44,6 @@ IS_BUILT = _gets is not None
 NOT_BUILT = "luxfuse was built without libcurl (Debian: libcurl4-openssl-dev, libssl-dev and libxxhash-dev)"
 BUSY = (429, 503)
 ETAG = re.compile(r'"[!-~]{1,200}"')
-PAUSE_S, LONGEST_PAUSE_S = 60.0, 3600.0
-"""For so long nothing is asked for here that was refused here: the other client has had to ask once more for each."""
 _REFUSED = (401, 403)
 _OF_OBJECTS = (404, 412)
 """Answers that say something of an object, and nothing of the way to ask."""
@@ -149,7 +147,6 @@ class Gets:
         self.door = door
         self._gets_in_vain = InVain()
         self._refusals = InVain()
-        self._pause = Pause(PAUSE_S, LONGEST_PAUSE_S)
         self._left = _Left()
         parts = urlsplit(url)
         assert parts.hostname is not None
@@ -212,7 +209,8 @@ class Gets:
         size, what = end - start, f"GET {key!r} [{start}, {end})"
         if not 0 < size <= _gets.MOST_PART_BYTES or has_odd_segment(key) or not self._dialect.versions.fullmatch(version):
             return None
-        if self._gets_in_vain.gives_up(key) or self._pause.is_on(time.monotonic()):
+        now_s = time.monotonic()
+        if self._gets_in_vain.gives_up(key, now_s) or self._refusals.gives_up_all(now_s):
             return None
         try:
             answer = self._pool.read(self._prefix + key, version, start, size, self._secrets())
@@ -232,7 +230,7 @@ class Gets:
             self.door.refused()
             self._was_in_vain(key)
         if outcome != _gets.GET_ANSWERED or status < 400:
-            self._gets_in_vain.note(key)
+            self._gets_in_vain.note(key, time.monotonic())
         return None
 
     @property
@@ -248,7 +246,7 @@ class Gets:
     @property
     def is_useful(self) -> bool:
         """Whether requests are made here now, and not all by the other client. Does not wait."""
-        return not (self.door.is_elsewhere or self._pause.is_on(time.monotonic()))
+        return not (self.door.is_elsewhere or self._refusals.gives_up_all(time.monotonic()))
 
     def _learn(self, key: str, results: Sequence[tuple[Answer, object]]) -> None:
         """Take note of a batch, the answers of which are given with their status: of use is one in which anything arrived.
@@ -265,12 +263,10 @@ class Gets:
 
     def _of_use(self) -> None:
         self._refusals.end()
-        self._pause.end()
         self.door.accepted()
 
     def _was_in_vain(self, key: str) -> None:
-        self._refusals.note(key)
-        if self._refusals.gives_up_all and self._pause.note(time.monotonic()):
+        if self._refusals.note(key, time.monotonic()):
             log.info("files are fetched by the other client for now: the store has refused what was asked for here")
 
     def _secrets(self) -> Credentials:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import socket
+import time
 from collections.abc import Mapping, Sequence
 
 from luxfuse.core.units import YES
@@ -95,7 +96,9 @@ class DirectGets(Gets):
         size, version, modified_s, metadata = result
         assert isinstance(version, str)
         if ETAG.fullmatch(version) is None:
+            self._was_of_no_use("HEAD", full)
             return None
+        self._in_vain["HEAD"].end()
         return ObjectInfo(key, size, version, modified_s * 10**9, metadata)  # type: ignore[arg-type, operator]
 
     def list_page(self, prefix: str, after: str, token: str) -> ListedPart | None:
@@ -114,7 +117,7 @@ class DirectGets(Gets):
             if part is not None:
                 self._in_vain["LIST"].end()
             else:
-                self._in_vain["LIST"].note(own)
+                self._was_of_no_use("LIST", own)
         return part
 
     def request(
@@ -139,7 +142,7 @@ class DirectGets(Gets):
 
     def _ask(self, method: str, what: str, asked: str, about: str) -> Sequence[object] | None:
         """Make a request about a key or prefix; returns what was asked for, or None if something else was the answer."""
-        if self._in_vain[method].gives_up(about):
+        if self._in_vain[method].gives_up(about, time.monotonic()):
             return None
         try:
             secrets = self._secrets()
@@ -148,20 +151,19 @@ class DirectGets(Gets):
             return None
         outcome, status, code = answer[:3]
         if outcome == _gets.GET_DONE:
-            if method == "HEAD":
-                self._in_vain[method].end()
             return answer[4:]
-        if outcome == _gets.GET_FAILED:
-            if text := CONNECTION_FAILURES.get(code):
-                raise StoreUnavailable(f"{what}: {text}")
-            return None
+        if outcome == _gets.GET_FAILED and (text := CONNECTION_FAILURES.get(code)):
+            raise StoreUnavailable(f"{what}: {text}")
         if status in BUSY:
             raise from_status(status, what, family="s3")
         if method == "HEAD" and status == 404:
             self._in_vain[method].end()
             raise from_status(status, what, family="s3")
-        self._in_vain[method].note(about)
+        self._was_of_no_use(method, about)
         return None
+
+    def _was_of_no_use(self, method: str, about: str) -> None:
+        self._in_vain[method].note(about, time.monotonic())
 
 
 def open_direct(

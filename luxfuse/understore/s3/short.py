@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import re
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -43,7 +44,7 @@ class ShortRequests:
         Raises botocore's errors, so when the server is overloaded or out of order: it is not asked twice then.
         """
         prefix = asked.get("Prefix", "")
-        if ":" in bucket or bucket.endswith(EXPRESS) or not self._fits or self._in_vain.gives_up(prefix):
+        if ":" in bucket or bucket.endswith(EXPRESS) or not self._fits or self._is_given_up(prefix):
             return None
         try:
             prepared = self._prepared(bucket, asked)
@@ -62,8 +63,11 @@ class ShortRequests:
         if part is not None:
             self._in_vain.end()
         else:
-            self._in_vain.note(prefix)
+            self._in_vain.note(prefix, time.monotonic())
         return part
+
+    def _is_given_up(self, prefix: str) -> bool:
+        return self._in_vain.gives_up(prefix, time.monotonic())
 
     def _prepared(self, bucket: str, asked: Mapping[str, str]) -> Any:
         config = self._client.meta.config

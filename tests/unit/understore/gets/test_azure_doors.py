@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
+from luxfuse.core.vain import LONGEST_PAUSE_S, PAUSE_S
 from luxfuse.understore.azure import gets as azure
-from luxfuse.understore.gets.client import IS_BUILT, LONGEST_PAUSE_S, PAUSE_S, Elsewhere
+from luxfuse.understore.gets.client import IS_BUILT, Elsewhere
 from luxfuse.understore.locations import parse_location
 from luxfuse.understore.obstore.options import azure_settings
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from luxfuse.core.vain import VAIN_MOST
+from luxfuse.core.vain import LONGEST_PAUSE_S, PAUSE_S, VAIN_MOST
 from luxfuse.understore.gets import client
-from luxfuse.understore.gets.client import AS_USUAL, IS_BUILT, LONGEST_PAUSE_S, PAUSE_S, Dialect, Door, Elsewhere, Gets
+from luxfuse.understore.gets.client import AS_USUAL, IS_BUILT, Dialect, Door, Elsewhere, Gets
 from luxfuse.understore.small_files import WantedFile
 
 pytestmark = pytest.mark.skipif(not IS_BUILT, reason="built without libcurl")
@@ -22,6 +22,8 @@ class Pool:
     def __init__(self) -> None:
         self.status = 200
         self.asked = 0
+        self.outcome: tuple[Any, ...] | None = None
+        """Another answer than that status is."""
 
     def fetch(self, wanted: Sequence[Any], secrets: object, abandoned: bytearray) -> list[Any]:
         self.asked += 1
@@ -32,6 +34,8 @@ class Pool:
         return self._result((b"x", 1, 0, {}))
 
     def _result(self, more: tuple[Any, ...]) -> tuple[Any, ...]:
+        if self.outcome is not None:
+            return self.outcome
         if self.status == 200:
             return (client._gets.GET_DONE, 200, 0, 0.1, *more)
         if self.status == 0:
@@ -122,6 +126,31 @@ def test_parts_that_are_refused_count_as_well(clock: Clock) -> None:
     pool.status = 200
     assert gets.read("a", 0, 1, '"v"') is not None
     assert gets.is_useful
+
+
+def test_parts_that_are_of_no_use_are_asked_for_again_after_a_pause(clock: Clock) -> None:
+    gets, pool = opened()
+
+    def read(name: str, outcome: int, code: int = 0) -> object:
+        pool.outcome = (outcome, 200 if outcome == client._gets.GET_ANSWERED else 0, code, 0.1)
+        return gets.read(name, 0, 1, '"v"')
+
+    for n in range(VAIN_MOST):
+        assert read(f"{n}", client._gets.GET_ANSWERED) is None
+    for pause_s in (PAUSE_S, 2 * PAUSE_S):
+        for _ in range(2):
+            assert read("new", client._gets.GET_ANSWERED) is None
+        assert pool.asked == VAIN_MOST
+        clock.now_s += pause_s
+        assert read("new", client._gets.GET_FAILED, 35) is None, "TLS fails"
+        pool.asked, asked = VAIN_MOST, pool.asked
+        assert asked == VAIN_MOST + 1
+    clock.now_s += LONGEST_PAUSE_S
+    pool.outcome = None
+    assert gets.read("new", 0, 1, '"v"') is not None
+    assert read("new", client._gets.GET_ANSWERED) is None
+    pool.outcome = None
+    assert gets.read("new", 0, 1, '"v"') is not None
 
 
 class Doorkeeper(Door):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 import uuid
 from collections.abc import Iterator, Sequence
 from typing import cast
@@ -11,7 +12,7 @@ from urllib.parse import quote
 
 import pytest
 
-from luxfuse.core.vain import VAIN_MOST
+from luxfuse.core.vain import PAUSE_S, VAIN_MOST
 from luxfuse.errors import NotFound, StoreError, StoreUnavailable
 from luxfuse.types import ObjectInfo
 from luxfuse.understore.base import ListsFromKeys, UnderStore
@@ -120,6 +121,42 @@ def test_questions_that_are_always_in_vain_end() -> None:
         asked = len(s3.names())
         assert not any(gets.head(f"{n}/") or gets.list_page(f"{n}/", "", "") for n in range(VAIN_MOST + 2))
         assert len(s3.names()) == asked + 2 * VAIN_MOST
+
+
+def test_questions_that_were_in_vain_are_asked_again_after_a_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    now_s = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now_s)
+    with OddS3() as s3:
+        gets = opened("s3://bucket", s3.endpoint, SECRETS)
+        s3.on["head"], s3.on["list"] = lambda _seen: Answer(500), lambda _seen: Answer(200, b"<html>")
+        assert not any(gets.head(f"{n}/") or gets.list_page(f"{n}/", "", "") for n in range(VAIN_MOST))
+        s3.on.clear()
+        s3.place("d/", b"")
+        assert gets.head("d/") is gets.list_page("d/", "", "") is None
+        now_s += PAUSE_S
+        assert gets.head("d/") is not None
+        assert gets.list_page("d/", "", "") is not None
+
+
+@pytest.mark.parametrize("code", [35, 60])
+def test_a_server_to_which_tls_fails_is_not_asked_twice_for_ever(monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    gets, asked = opened("s3://bucket", "http://127.0.0.1:1", SECRETS), 0
+
+    class Pool:
+        def head(self, *_: object) -> tuple[int, int, int]:
+            nonlocal asked
+            asked += 1
+            return direct._gets.GET_FAILED, 0, code
+
+    monkeypatch.setattr(gets, "_pool", Pool())
+    assert not any(gets.head(f"{n}/") for n in range(2 * VAIN_MOST))
+    assert asked == VAIN_MOST
+
+
+def test_descriptions_without_a_version_to_ask_for_are_not_asked_for_twice_for_ever(server: OddGets) -> None:
+    gets = opened(SOURCE, f"http://{server.host}", SECRETS)
+    assert not any(gets.head(f"weak-{n}-30/") for n in range(2 * VAIN_MOST))
+    assert len(server.heads) == VAIN_MOST
 
 
 def test_many_odd_pages_of_one_directory_say_nothing_about_others() -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from types import SimpleNamespace
 from typing import Any
 
 import botocore.session  # type: ignore[import-untyped]
 import pytest
 
-from luxfuse.core.vain import VAIN_MOST
+from luxfuse.core.vain import PAUSE_S, VAIN_MOST
 from luxfuse.understore.s3.pages import listing_of, part_of
 from luxfuse.understore.s3.short import ShortRequests
 
@@ -58,6 +59,17 @@ def test_a_server_that_is_always_odd_is_asked_no_more(server: Server, requests: 
     server.odd |= {f"d{number}" for number in range(VAIN_MOST + 2)}
     assert not any(ask(requests, prefix) for prefix in sorted(server.odd))
     assert len(server.asked) == VAIN_MOST
+
+
+def test_it_is_asked_again_after_a_pause(
+    server: Server, requests: ShortRequests, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now_s = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now_s)
+    server.odd |= {f"d{number}" for number in range(VAIN_MOST)}
+    assert not any(ask(requests, prefix) for prefix in [*sorted(server.odd), "good"])
+    now_s += PAUSE_S
+    assert ask(requests, "good") is not None
 
 
 def test_an_answer_of_use_ends_the_count(server: Server, requests: ShortRequests) -> None:
