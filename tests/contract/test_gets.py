@@ -295,6 +295,8 @@ def test_tokens_are_renewed(monkeypatch: pytest.MonkeyPatch) -> None:
     door = azure.DoorOfToken(ask)
     assert door().headers[-1] == door().headers[-1] == "Authorization: Bearer t1"
     now_s += 3600 - azure.EARLY_S
+    assert door().headers[-1] == "Authorization: Bearer t1"
+    assert door._over.wait(60)
     assert door().headers[-1] == "Authorization: Bearer t2"
     door.refused()
     door.refused()

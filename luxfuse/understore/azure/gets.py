@@ -16,7 +16,6 @@ import math
 import threading
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future
 from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import quote, unquote, urlencode
@@ -45,6 +44,8 @@ SCOPE = "https://storage.azure.com/.default"
 SIGNED_FOR_S = 3600
 EARLY_S = 300
 """Signatures and tokens are renewed so long before they end."""
+MOST_ASKINGS = 4
+"""For a token, at once; all but one hang."""
 
 _KNOWN = frozenset({
     "account_name", "account_key", "sas_key", "endpoint", "skip_signature", "client_id", "client_secret", "tenant_id",
@@ -164,7 +165,7 @@ class DoorOfKey(Door):
 
 
 class DoorOfToken(Door):
-    """Tokens, each as long as it holds. While one does, nobody waits for the next one."""
+    """Tokens, each as long as it holds. While one does, no request waits for the next one, which a thread asks for."""
 
     def __init__(self, ask: Callable[[], tuple[str, float]]) -> None:
         """``ask`` returns a token and when it ends; it may wait, and raise anything."""
@@ -172,64 +173,74 @@ class DoorOfToken(Door):
         self._lock = threading.Lock()
         self._sent = Sent(None, PLAIN)
         self._renew_s = self._ends_s = 0.0
-        self._again_s = self._blame_s = -math.inf
+        self._again_s = self._blame_s = self._began_s = -math.inf
+        self._over = threading.Event()
+        """The end of the asking that was begun last."""
+        self._over.set()
+        self._running = 0
 
     def __call__(self) -> Sent:
         now_s = time.time()
-        if now_s >= self._renew_s and self._lock.acquire(blocking=now_s >= self._ends_s):
-            try:
-                self._renew()
-            finally:
-                self._lock.release()
+        if now_s >= self._renew_s:
+            over = self._begin()
+            if now_s >= self._ends_s:
+                if over is not None:
+                    over.wait(self._patience_s)
+                if time.time() >= self._ends_s:
+                    raise Elsewhere
         return self._sent
 
     @property
     def is_elsewhere(self) -> bool:
-        return time.time() >= self._ends_s and time.monotonic() < self._again_s
+        return time.time() >= self._ends_s and time.monotonic() < self._again_s and self._patience_s <= 0
 
     def refused(self) -> None:
         """Have another token for the next request, but not one for each that is refused."""
-        if self._lock.acquire(blocking=False):  # else it is being renewed
+        with self._lock:
             now_s = time.monotonic()
-            if now_s >= self._blame_s:
+            if now_s >= self._blame_s and self._over.is_set():  # else it is being renewed
                 self._renew_s, self._ends_s, self._blame_s = 0.0, 0.0, now_s + PAUSE_S
-            self._lock.release()
 
-    def _renew(self) -> None:
-        """Ask for another token where the time has come; raises `Elsewhere` if there is none then."""
-        now_s = time.time()
-        if now_s < self._renew_s:
-            return
-        if time.monotonic() >= self._again_s:
+    @property
+    def _patience_s(self) -> float:
+        """So long the present asking is worth a wait: azure-identity makes several requests for a token."""
+        return 0.0 if self._over.is_set() else self._began_s + READ_TIMEOUT_S - time.monotonic()
+
+    def _begin(self) -> threading.Event | None:
+        """Ask for another token, in a thread; returns the end of that, or of one under way. None: not now."""
+        with self._lock:
+            if self._patience_s > 0:
+                return self._over
+            now_s = time.monotonic()
+            if time.time() < self._renew_s or now_s < self._again_s or self._running >= MOST_ASKINGS:
+                return None
+            over = self._over = threading.Event()
+            self._began_s, self._again_s = now_s, now_s + PAUSE_S
             try:
-                token, ends_s = _in_time(self._ask, READ_TIMEOUT_S)
-            except Exception as exc:  # noqa: BLE001 (of a library that has many)
-                self._again_s = time.monotonic() + PAUSE_S
-                log.info("no token could be had for now (%s)", type(exc).__name__)
-            else:
+                threading.Thread(target=self._ask_now, args=(over,), name="token", daemon=True).start()
+            except RuntimeError:  # there can be no more threads
+                over.set()
+                return None
+            self._running += 1
+        return over
+
+    def _ask_now(self, over: threading.Event) -> None:
+        try:
+            token, ends_s = self._ask()
+        except Exception as exc:  # noqa: BLE001 (of a library that has many)
+            log.info("no token could be had for now (%s)", type(exc).__name__)
+            with self._lock:
+                self._running -= 1
+        else:
+            with self._lock:
+                self._running -= 1
                 self._sent = Sent(None, (*PLAIN, f"Authorization: Bearer {token}"))
                 self._ends_s = ends_s
                 self._renew_s = min(ends_s, max(ends_s - EARLY_S, time.time() + PAUSE_S))
-                return
-        if now_s >= self._ends_s:
-            raise Elsewhere
-
-
-def _in_time(ask: Callable[[], tuple[str, float]], timeout_s: float) -> tuple[str, float]:
-    """Call ``ask`` in a thread of its own, and wait no longer: azure-identity makes several requests for a token.
-
-    Raises as it does, and TimeoutError.
-    """
-    outcome: Future[tuple[str, float]] = Future()
-
-    def run() -> None:
-        try:
-            outcome.set_result(ask())
-        except Exception as exc:  # noqa: BLE001 (it is raised where it is waited for)
-            outcome.set_exception(exc)
-
-    threading.Thread(target=run, name="token", daemon=True).start()
-    return outcome.result(timeout_s)
+                if ends_s > time.time():
+                    self._again_s = -math.inf
+        finally:
+            over.set()
 
 
 def _door(container: str, settings: Mapping[str, Any], bundle: str) -> Door:

@@ -6,6 +6,8 @@ By themselves, the former heeds no variables, and the latter believe the certifi
 from __future__ import annotations
 
 import functools
+import logging
+import threading
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -20,6 +22,8 @@ from luxfuse.understore.failures import CREDENTIAL_PLACES
 from luxfuse.understore.reach import READ_TIMEOUT_S, Reach
 from luxfuse.understore.variables import variables
 
+log = logging.getLogger(__name__)
+
 TOKENS = "https://oauth2.googleapis.com"
 PLAIN = {"Accept-Encoding": "identity"}
 """Of answers in JSON."""
@@ -28,7 +32,7 @@ STORED = {"Accept-Encoding": "gzip"}
 EARLY_S = 300
 """Tokens are renewed so long before they expire."""
 PAUSE_S = 60
-"""One that holds yet, and could not be renewed, is not renewed again for so long."""
+"""While one holds yet, another is asked for no more often."""
 
 
 def reach_by(filesystem: Any, options: Mapping[str, str]) -> Reach:
@@ -71,7 +75,7 @@ class _Request(Request):
 class Renewal:
     """Does as gcsfs's own ``maybe_refresh``, by a session that goes the right way, and no longer than a request may last.
 
-    While a token holds, nobody waits for the next one. Thread-safe.
+    While a token holds, no request waits for the next one, which a thread asks for. Thread-safe.
     """
 
     def __init__(self, tokens: Any, reach: Reach) -> None:
@@ -85,20 +89,42 @@ class Renewal:
         tokens = self._tokens
         if tokens.credentials is None or tokens._credentials_valid(early_s):
             return
-        began_s, holds = time.monotonic(), tokens.credentials.valid
-        if (holds and began_s < self._again_s) or not tokens.lock.acquire(blocking=not holds):
+        if tokens.credentials.valid:
+            self._renew_beside()
             return
-        try:
+        began_s = time.monotonic()
+        with tokens.lock:
             if tokens._credentials_valid(early_s):
                 return
-            if self._failure is None or self._failed_s < began_s:
-                self._renew()
-            elif not tokens.credentials.valid:  # as another thread has found, which was waited for
+            if self._failure is not None and self._failed_s >= began_s:  # as another thread has found, which was waited for
                 raise type(self._failure)(str(self._failure))
-        finally:
-            tokens.lock.release()
+            self._renew()
+
+    def _renew_beside(self) -> None:
+        """Have a thread renew the token, unless one does, or has just tried."""
+        now_s = time.monotonic()
+        if now_s < self._again_s or not self._tokens.lock.acquire(blocking=False):
+            return
+        self._again_s = now_s + PAUSE_S
+
+        def renew() -> None:
+            try:
+                self._renew()
+            except StoreError as exc:
+                log.info("%s; the one in use holds yet", exc)
+            except Exception as exc:  # noqa: BLE001 (a library's; the request that needs another one will meet it)
+                log.info("no other token could be had for now (%s)", type(exc).__name__)
+            finally:
+                self._tokens.lock.release()
+
+        try:
+            threading.Thread(target=renew, name="token", daemon=True).start()
+        except RuntimeError as exc:
+            self._tokens.lock.release()
+            log.info("no other token is asked for now (%s)", exc)
 
     def _renew(self) -> None:
+        """Ask for another token. Raises `StoreError`."""
         tokens = self._tokens
         with requests.Session() as session:
             session.trust_env = False
@@ -107,10 +133,8 @@ class Renewal:
                 tokens.credentials.refresh(_Request(session))
             except GoogleAuthError as exc:
                 self._failed_s = time.monotonic()
-                self._again_s = self._failed_s + PAUSE_S
                 self._failure = _failure(exc)
-                if not tokens.credentials.valid:
-                    raise self._failure from None
+                raise self._failure from None
         tokens.credentials.apply(tokens.heads)
 
 

@@ -15,6 +15,7 @@ from luxfuse.understore.azure import gets as azure
 from luxfuse.understore.gets.client import IS_BUILT, Elsewhere
 from luxfuse.understore.locations import parse_location
 from luxfuse.understore.obstore.options import azure_settings
+from luxfuse.understore.reach import READ_TIMEOUT_S
 
 BEARER = "Authorization: Bearer "
 
@@ -134,6 +135,7 @@ def test_a_token_is_used_as_long_as_it_holds_though_there_is_no_other(clock: Clo
     clock.now_s += 3600 - azure.EARLY_S
     for _ in range(3):
         assert door().headers[-1] == f"{BEARER}t1"
+        assert door._over.wait(60)
         assert not door.is_elsewhere
     assert service.asked == 2, "asked for again at once"
     clock.now_s += azure.EARLY_S
@@ -154,45 +156,95 @@ def test_a_token_for_a_moment_is_not_asked_for_with_each_request(clock: Clock) -
         door()
     assert service.asked == 1
     clock.now_s += PAUSE_S
+    assert door().headers[-1] == f"{BEARER}t1"
+    assert door._over.wait(60)
     assert door().headers[-1] == f"{BEARER}t2"
 
 
-def test_nobody_waits_for_the_next_token_while_one_holds(clock: Clock) -> None:
-    asked, goes_on = threading.Event(), threading.Event()
-    tokens = ["second", "first"]
+def test_a_token_that_comes_too_late_is_not_asked_for_with_each_request(clock: Clock) -> None:
+    service = Service(clock)
+    service.holds_s = -1
+    door = azure.DoorOfToken(service)
+    for _ in range(3):
+        with pytest.raises(Elsewhere):
+            door()
+    assert service.asked == 1
+    assert door.is_elsewhere
 
-    def ask() -> tuple[str, float]:
-        token = tokens.pop()
-        if token == "second":
-            asked.set()
-            goes_on.wait()
-        return token, clock() + 3600
 
-    door = azure.DoorOfToken(ask)
+class Silent:
+    """Gives its first token at once, and others when it is told to."""
+
+    def __init__(self, clock: Clock, *, first: bool = True) -> None:
+        self.goes_on = threading.Event()
+        self.asked = threading.Semaphore(0)
+        self._clock = clock
+        self._tokens = iter(["first", "second", "third"][not first :])
+
+    def __call__(self) -> tuple[str, float]:
+        token = next(self._tokens)
+        if token != "first":
+            self.asked.release()
+            self.goes_on.wait()
+        return token, self._clock() + 3600
+
+
+def test_no_request_waits_for_the_next_token_while_one_holds(clock: Clock) -> None:
+    service = Silent(clock)
+    door = azure.DoorOfToken(service)
     door()
     clock.now_s += 3600 - azure.EARLY_S
-    other = threading.Thread(target=door)
-    other.start()
     try:
-        asked.wait()
-        assert door().headers[-1] == f"{BEARER}first"
+        for _ in range(2):
+            assert door().headers[-1] == f"{BEARER}first", "the one that asks does not wait, either"
+        service.asked.acquire()
         door.refused()
-        assert door().headers[-1] == f"{BEARER}first"
+        assert door().headers[-1] == f"{BEARER}first", "another one is on its way"
+        clock.now_s += READ_TIMEOUT_S
     finally:
-        goes_on.set()
-        other.join()
-    assert door().headers[-1] == f"{BEARER}second"
+        service.goes_on.set()
+    assert door._over.wait(60)
+    assert door().headers[-1] == f"{BEARER}second", "what came late is thrown away"
 
 
-def test_an_asking_without_an_end_is_given_up() -> None:
-    goes_on = threading.Event()
-
-    def ask() -> tuple[str, float]:
-        goes_on.wait()
-        return "t", 0.0
-
+def test_without_a_token_a_silent_service_is_waited_for_once(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(azure, "READ_TIMEOUT_S", 0.01)
+    service = Silent(clock, first=False)
+    door = azure.DoorOfToken(service)
     try:
-        with pytest.raises(TimeoutError):
-            azure._in_time(ask, 0.01)
+        with pytest.raises(Elsewhere):
+            door()
+        service.asked.acquire()
+        clock.now_s += 0.02
+        assert door.is_elsewhere
+        with pytest.raises(Elsewhere):
+            door()
+        clock.now_s += PAUSE_S
+        assert not door.is_elsewhere
+        with pytest.raises(Elsewhere):
+            door()
+        service.asked.acquire()
+        clock.now_s += PAUSE_S
+        assert door._running == 2
+        monkeypatch.setattr(azure, "MOST_ASKINGS", 2)
+        with pytest.raises(Elsewhere):
+            door()
+        assert door._running == 2, "threads that hang become more and more"
     finally:
-        goes_on.set()
+        service.goes_on.set()
+    assert door._over.wait(60)
+    assert door().headers[-1].startswith(BEARER)
+
+
+def test_that_no_thread_can_be_started_now_says_nothing_of_later(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_more_threads(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    door = azure.DoorOfToken(Service(clock))
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", no_more_threads)
+        for _ in range(2 * azure.MOST_ASKINGS):
+            with pytest.raises(Elsewhere):
+                door()
+            clock.now_s += PAUSE_S
+    assert door().headers[-1] == f"{BEARER}t1"

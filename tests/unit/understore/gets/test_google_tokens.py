@@ -62,6 +62,8 @@ def test_a_token_that_holds_yet_is_used(error: Exception, kind: type[StoreError]
     door = door_of(credentials)
     for _ in range(3):
         assert "authorization: Bearer t" in door().headers
+        with door._tokens.lock:  # which the thread that asks has
+            pass
     assert credentials.asked == 1, "asked for again at once"
 
 
@@ -75,12 +77,43 @@ def test_without_a_token_it_is_said_whether_to_try_again(error: Exception, kind:
         assert caught.value.retryable is (kind is StoreUnavailable)
 
 
-def test_nobody_waits_for_the_next_token_while_one_holds() -> None:
+def test_no_request_waits_for_the_next_token_while_one_holds() -> None:
+    credentials = Failing(280, TransportError("away"))
+    door = door_of(credentials)
+    goes_on = threading.Event()
+
+    def refresh(request: Any) -> None:
+        credentials.asked += 1
+        goes_on.wait()
+        credentials.token = "next"
+        credentials.expiry += datetime.timedelta(hours=1)
+
+    credentials.refresh = refresh
+    try:
+        for _ in range(3):
+            assert "authorization: Bearer t" in door().headers, "the one that asks does not wait, either"
+    finally:
+        goes_on.set()
+    with door._tokens.lock:
+        assert credentials.asked == 1
+    assert "authorization: Bearer next" in door().headers
+    assert door._tokens.heads["authorization"] == "Bearer next"
+
+
+def test_while_another_one_asks_the_token_that_holds_is_used() -> None:
     credentials = Failing(280, TransportError("away"))
     door = door_of(credentials)
     with door._tokens.lock:
         assert "authorization: Bearer t" in door().headers
     assert not credentials.asked
+
+
+def test_what_a_library_raises_beside_a_request_ends_no_thread() -> None:
+    credentials = Failing(280, ValueError("odd"))
+    door = door_of(credentials)
+    assert "authorization: Bearer t" in door().headers
+    with door._tokens.lock:
+        assert credentials.asked == 1
 
 
 def test_one_asking_answers_all_threads_that_wait_for_it() -> None:
@@ -111,13 +144,15 @@ def test_one_asking_answers_all_threads_that_wait_for_it() -> None:
         """Lets the first one go on when all others are about to wait."""
 
         def __init__(self, lock: Any) -> None:
-            self.release = lock.release
             self._lock = lock
 
-        def acquire(self, *, blocking: bool) -> bool:
+        def __enter__(self) -> None:
             waiting.wait()
             goes_on.set()
-            return bool(self._lock.acquire(blocking=blocking))
+            self._lock.acquire()
+
+        def __exit__(self, *_: object) -> None:
+            self._lock.release()
 
     door._tokens.lock = Lock(door._tokens.lock)
     others = [threading.Thread(target=ask) for _ in range(4)]
@@ -148,3 +183,13 @@ def test_requests_for_tokens_do_not_wait_for_minutes() -> None:
         with pytest.raises(OSError, match="no request is made"):
             credentials.request("http://127.0.0.1:1/", method="POST", body=b"", **more)
     assert seen == [READ_TIMEOUT_S, 3]
+
+
+def test_a_token_that_holds_is_used_though_no_thread_can_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_more_threads(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    door = door_of(Failing(280, TransportError("away")))
+    monkeypatch.setattr(threading.Thread, "start", no_more_threads)
+    assert "authorization: Bearer t" in door().headers
+    assert not door._tokens.lock.locked()
