@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
+from luxfuse.core.vain import Pause
 from luxfuse.errors import AccessDenied, LuxError, NoCredentials, StoreError, WrongRegion
 from luxfuse.types import ListPage
 from luxfuse.understore.base import Abilities, UnderStore
@@ -115,6 +116,8 @@ class RenewingDriver:
         self._reread = reread
         self._region: dict[str, str] = {}
         """The option that says where the bucket is, once the store has named its region."""
+        self._not_followed = Pause(PAUSE_S)
+        """After a region that was named could not be used."""
         self._turn = threading.Lock()
         """Held while a driver is opened."""
         self._count = threading.Lock()
@@ -274,15 +277,18 @@ class RenewingDriver:
             if self._now is not opened:
                 return True
             region = error.region or self._ask_region(opened.access)
-            if not region or self._region.get("region") == region:
+            if not region or opened.options.get("region") == region or self._not_followed.is_on(time.monotonic()):
                 return False
-            self._region = {"region": region}
-            log.info("the bucket is in region %s, and is asked there from now on", region)
+            before, self._region = self._region, {"region": region}
             try:
                 self._replace(self._options)
-            except LuxError as exc:
+            except LuxError as exc:  # credentials, say, cannot be had now
+                self._region = before
+                self._not_followed.note(time.monotonic())
                 log.warning("region %s cannot be used: %s", region, exc)
                 return False
+            self._not_followed.end()
+            log.info("the bucket is in region %s, and is asked there from now on", region)
             return True
 
     def _ask_region(self, access: Access | None) -> str | None:

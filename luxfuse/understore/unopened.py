@@ -132,8 +132,13 @@ class UnopenedDriver:
                 if fresh or now_s < self._failed_s + PAUSE_S or self._running >= MOST_ATTEMPTS:
                     return last
             attempt = self._last = _Attempt()
-            self._running += 1
-        threading.Thread(target=self._try, args=(attempt,), name="opening", daemon=True).start()
+            try:
+                threading.Thread(target=self._try, args=(attempt,), name="opening", daemon=True).start()
+            except RuntimeError as exc:  # there can be no more threads now
+                attempt.error, self._failed_s = StoreUnavailable(f"its driver cannot be opened now ({exc})"), now_s
+                attempt.over.set()
+            else:
+                self._running += 1
         return attempt
 
     def _try(self, attempt: _Attempt) -> None:

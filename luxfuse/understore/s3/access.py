@@ -23,6 +23,7 @@ from luxfuse.understore.failures import CREDENTIAL_PLACES, safe_url
 from luxfuse.understore.reach import CONNECT_TIMEOUT_S, READ_TIMEOUT_S, Reach
 from luxfuse.understore.reach import OPTIONS as REACH_OPTIONS
 from luxfuse.understore.s3.credentials import Frozen, S3Credentials, place_of
+from luxfuse.understore.s3.programs import bound_programs
 from luxfuse.understore.trust import trust_for
 from luxfuse.understore.variables import variables
 
@@ -155,6 +156,7 @@ class S3Access:
             except ImportError:
                 raise ConfigError("credentials in ~/.aws need botocore; install it with: pip install s3fs") from None
             try:
+                bound_programs()
                 session = botocore.session.Session(profile=self._options.get("profile"))
                 session.get_config_variable("region")  # reads the files
             except botocore.exceptions.BotoCoreError as exc:

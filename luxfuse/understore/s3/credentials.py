@@ -140,8 +140,13 @@ class S3Credentials:
         if not slots.acquire(blocking=False):
             self._error = StoreUnavailable(f"no credentials could be had from {self.origin}: earlier attempts still hang")
             return
+        try:
+            threading.Thread(target=self._run_fetch, args=(slots,), name="credentials", daemon=True).start()
+        except RuntimeError as exc:  # there can be no more threads now
+            slots.release()
+            self._error = StoreUnavailable(f"no credentials could be had from {self.origin}: {exc}")
+            return
         self._fetching = True
-        threading.Thread(target=self._run_fetch, args=(slots,), name="credentials", daemon=True).start()
 
     def _run_fetch(self, slots: threading.Semaphore) -> None:
         lease, error = self._lease, None

@@ -15,12 +15,13 @@ from typing import Any
 
 import pytest
 
-from luxfuse.errors import AccessDenied, ConfigError, StoreUnavailable
+from luxfuse.errors import AccessDenied, ConfigError, StoreUnavailable, WrongRegion
 from luxfuse.understore import renewing
 from luxfuse.understore.base import UnderStore
 from luxfuse.understore.factory import open_driver
 from luxfuse.understore.s3 import access as s3_access
 from luxfuse.understore.s3 import credentials as s3_credentials
+from luxfuse.understore.s3 import programs
 from luxfuse.understore.s3.credentials import Frozen, S3Credentials
 from tests.support import issuers
 from tests.support.front import Answer, front, s3_error
@@ -396,3 +397,81 @@ def test_an_sts_that_is_silent_is_not_waited_for_in_vain(home, monkeypatch):
         monkeypatch.setenv("AWS_ENDPOINT_URL_STS", f"http://127.0.0.1:{silent.getsockname()[1]}")
         with pytest.raises(StoreUnavailable, match=r"the role that the profile assumes.*ReadTimeoutError"):
             opened("http://127.0.0.1:9", "obstore", {"role_arn": "arn:aws:iam::123456789012:role/r"})
+
+
+def test_a_region_that_cannot_be_used_now_is_tried_again(monkeypatch, expected_logs):
+    """The driver is opened anew for it, which may need credentials that cannot be had for a moment."""
+    expected_logs.append("region eu-west-9 cannot be used")
+    now_s, reached, fails = time.monotonic(), [], True
+    monkeypatch.setattr(time, "monotonic", lambda: now_s)
+
+    class Elsewhere:
+        def __init__(self, region: str | None) -> None:
+            self.region = region
+
+        def has_prefix(self, prefix: str) -> bool:
+            if self.region is None:
+                raise WrongRegion("the bucket is in another region", "eu-west-9")
+            return True
+
+        def close(self) -> None:
+            pass
+
+    def reach(options: Any) -> Any:
+        reached.append(options.get("region"))
+        if fails and reached[-1]:
+            raise StoreUnavailable("no credentials could be had")
+
+    driver = renewing.RenewingDriver(reach, lambda options, _access: Elsewhere(options.get("region")), {})  # type: ignore[arg-type, return-value]
+    for _ in range(3):
+        with pytest.raises(WrongRegion):
+            driver.has_prefix("d/")
+    assert reached == [None, "eu-west-9"], "opened with each request"
+    now_s += renewing.PAUSE_S
+    fails = False
+    assert driver.has_prefix("d/")
+    driver.close()
+
+
+@pytest.mark.parametrize("profile", ["program", "assumed"])
+def test_a_program_that_hangs_is_ended_and_run_again(home, monkeypatch, profile):
+    """Else the thread that waits for it would keep all requests waiting for ever, though its network is back."""
+    monkeypatch.setattr(programs, "LIMIT_S", 0.2)
+    program, started = home / "program", home / "started"
+    (home / ".aws/config").write_text(
+        f"[profile program]\ncredential_process = {program}\n"
+        "[profile assumed]\nrole_arn = arn:aws:iam::123456789012:role/r\nsource_profile = program\n"
+    )
+    program.write_text(f"#!/bin/sh\nsleep 1000 &\necho $! > {started}.new\nmv {started}.new {started}\nwait\n")
+    program.chmod(0o700)
+    with pytest.raises(StoreUnavailable, match=r"the program that gives credentials took longer than 0\.2 s"):
+        opened("http://127.0.0.1:9", "obstore", {"profile": profile})
+    if started.exists():  # on a busy machine it may not have come so far
+        wait_for("what it has started has ended", lambda: not is_alive(int(started.read_text())))
+    monkeypatch.setattr(programs, "LIMIT_S", 120.0)
+    program.write_text('#!/bin/sh\necho "{\\"Version\\": 1, \\"AccessKeyId\\": \\"A\\", \\"SecretAccessKey\\": \\"s\\"}"\n')
+    if profile == "program":
+        opened("http://127.0.0.1:9", "obstore", {"profile": profile}).close()
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return state != "Z"  # nobody may be there to wait for it
+
+
+def test_that_no_thread_can_be_started_now_says_nothing_of_later(monkeypatch):
+    frozen = Frozen("key", "s", None)
+    source = S3Credentials(lambda: (frozen, None), "here")
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", no_more_threads)
+        for _ in range(2 * s3_credentials.MOST_FETCHES):
+            with pytest.raises(StoreUnavailable, match="can't start new thread"):
+                source.current()
+    assert source.current() == frozen
+
+
+def no_more_threads(_thread: threading.Thread) -> None:
+    raise RuntimeError("can't start new thread")

@@ -167,3 +167,18 @@ def test_the_abilities_that_are_assumed_are_kept(source: str) -> None:
     for name in ("metadata", "conditional", "hierarchical", "writable"):
         assert getattr(real, name) == getattr(assumed, name), name
     driver.close()
+
+
+def test_that_no_thread_can_be_started_now_says_nothing_of_later(at_once: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_more_threads(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    opener = Opener()
+    driver = UnopenedDriver(opener, abilities_of("s3://b"))
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", no_more_threads)
+        for _ in range(2 * unopened.MOST_ATTEMPTS):
+            with pytest.raises(StoreUnavailable, match="can't start new thread"):
+                driver.require_open()
+    driver.require_open()
+    assert driver.is_open
