@@ -231,8 +231,10 @@ class ObstoreDriver(FetchesByGets, DelegatedWrites, ObstoreReads):
 
     def _known(self, info: ObjectInfo) -> ObjectInfo | None:
         try:
-            return self._fallback().head(info.key)
-        except NotFound:  # it has gone meanwhile
-            return None
+            other = self._fallback()
         except StoreRejected:  # there is no such driver
             return info
+        try:
+            return other.head(info.key)
+        except NotFound:  # it has gone meanwhile
+            return None

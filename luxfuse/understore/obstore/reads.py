@@ -171,9 +171,10 @@ class ObstoreReads:
             if result.attributes.get("hdi_isfolder") == "true":
                 return True
         try:
-            return self._fallback().has_prefix(prefix)
+            other = self._fallback()
         except StoreRejected:
             return False  # adlfs is not installed
+        return other.has_prefix(prefix)
 
     def read(self, key: str, start: int, end: int, version: str, *, on_described: OnDescribed | None = None) -> Buffer:
         if key[-1:] == "/" or key[:1] == "/" or version[:1] != '"':  # obstore would strip the "/" silently
