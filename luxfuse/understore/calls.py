@@ -18,6 +18,7 @@ from typing import TypeVar
 import trio
 
 from luxfuse.core.retry import BASE_S, CAP_S, backoff_delays, next_delay
+from luxfuse.core.vain import Pause
 from luxfuse.errors import DeadlinePassed, StoreAway, StoreError, StoreUnavailable
 from luxfuse.types import ListPage
 from luxfuse.understore.base import UnderStore
@@ -76,6 +77,7 @@ class Calls(Submissions):
         self._rng = rng
         self._on_changed = on_changed
         self.late = LateWrites()
+        self._disorder = Pause()
 
     @property
     def reachable(self) -> bool:

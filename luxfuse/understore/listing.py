@@ -41,8 +41,10 @@ async def list_directory(store: Store, prefix: str, take: Take) -> None:
         at = b"" if store.abilities.in_order and store.lists_in_order else None
         async with contextlib.aclosing(store.list_directory(prefix)) as pages:
             async for page in pages:
+                was_in_order = at is not None
                 span, at = _next_span(page, len(prefix), at)
-                store.lists_in_order = store.lists_in_order and (span is not None or not store.abilities.in_order)
+                if was_in_order and span is None:
+                    store.note_disorder()
                 await take(page, span)
         return
     first = await _ask(store, prefix, "", "")
@@ -51,9 +53,10 @@ async def list_directory(store: Store, prefix: str, take: Take) -> None:
             await take(first.page, WHOLE)
         return
     ranged = _Ranged(store, prefix, take)
-    if store.lists_in_order and await ranged.run(first):
-        return
-    store.lists_in_order = False
+    if store.lists_in_order:
+        if await ranged.run(first):
+            return
+        store.note_disorder()
     await _one_by_one(store, prefix, take)
 
 

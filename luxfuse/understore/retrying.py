@@ -43,8 +43,14 @@ remove one after the other."""
 class Store(Calls):
     """An `UnderStore` for trio tasks. All methods raise `luxfuse.errors.StoreError` subclasses only."""
 
-    lists_in_order = True
-    """Whether the store's listings have been found to come by name, as all should."""
+    @property
+    def lists_in_order(self) -> bool:
+        """Whether listings are taken to come by name, as all should; for a while not, after one that did not."""
+        return not self._disorder.is_on(self._clock())
+
+    def note_disorder(self) -> None:
+        """A listing did not come by name."""
+        self._disorder.note(self._clock())
 
     @property
     def max_requests(self) -> int:

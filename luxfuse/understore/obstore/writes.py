@@ -17,6 +17,7 @@ from luxfuse.errors import NotFound, StoreError, StoreRejected, VersionChanged
 from luxfuse.types import ABSENT, Buffer, ListPage, ObjectInfo
 from luxfuse.understore.base import PAGE_ENTRIES, Abilities
 from luxfuse.understore.checksums import is_refused, wants_md5, warn_of_refusal
+from luxfuse.understore.conditions import Conditions
 from luxfuse.understore.delegated import NoMultipart
 from luxfuse.understore.failures import no_store, require_version
 from luxfuse.understore.metadata import checked_metadata
@@ -58,7 +59,12 @@ class ObstoreWrites(NoMultipart):
         self._storage_class = objects.storage_class
         self._checksums = family == "s3" and objects.checksum != NO_CHECKSUM
         self._checksum_required = objects.checksum_required
-        self.conditional = True
+        self._conditions = Conditions()
+
+    @property
+    def conditional(self) -> bool:
+        """Whether writes are conditional now."""
+        return self._conditions.are_made
 
     @property
     def abilities(self) -> Abilities:
@@ -112,7 +118,7 @@ class ObstoreWrites(NoMultipart):
                 refused = self._family == "s3" and exc.code == "PreconditionFailed" and self.conditional
                 if expect is None or not refused or not self._is(key, expect):
                     raise
-        self.forgo_conditions()  # see `S3Client` for servers that refuse what is as expected
+        self._conditions.pause()  # see `S3Client` for servers that refuse what is as expected
         return self._put(key, data, metadata, None, keep)
 
     def _put(
@@ -135,7 +141,7 @@ class ObstoreWrites(NoMultipart):
             if self._family == "s3" and wants_md5(status, code, obstore_message(exc)):
                 raise NeedsMd5(f"{what}: the store wants Content-MD5") from None
             if mode is not None and (status == 501 or code == "NotImplemented"):
-                self.forgo_conditions()
+                self._conditions.end()
                 return self._put(key, data, metadata, None, keep)
             error = self._failure(exc, what)
             if mode is not None and type(error) is NotFound:
@@ -171,12 +177,6 @@ class ObstoreWrites(NoMultipart):
             self._checksums = False
             warn_of_refusal(DEFAULT_CHECKSUM)
         return result
-
-    def forgo_conditions(self) -> None:
-        """Make no more conditional writes, as the server has none."""
-        if self.conditional:
-            self.conditional = False
-            log.warning("the store knows no conditional writes: changes made elsewhere meanwhile are not noticed")
 
     def put_file(
         self,

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from luxfuse.core.vain import Pause
 from luxfuse.errors import NotFound, StoreError, StoreUnavailable, VersionChanged
 from luxfuse.types import ABSENT, Buffer, ObjectInfo
 from luxfuse.understore.base import Abilities
 from luxfuse.understore.causes import Said
 from luxfuse.understore.checksums import Checksums
+from luxfuse.understore.conditions import Conditions
 from luxfuse.understore.failures import from_status, require_version
 from luxfuse.understore.library_failures import failure, status_of
 from luxfuse.understore.locations import CONTROL
@@ -25,8 +27,6 @@ from luxfuse.understore.s3.requests import Requests
 from luxfuse.understore.s3.transport import Body, Transport
 from luxfuse.understore.times import to_ns
 from luxfuse.understore.whole_files import in_parts, put_in_parts
-
-log = logging.getLogger(__name__)
 
 SINGLE_COPY_BYTES = 1 << 30
 """Larger objects are copied in parts: S3 itself draws the line at 5 GiB, but takes long for that."""
@@ -59,14 +59,15 @@ class S3Client(S3Reads):
         super().__init__(Requests(bucket, open_transport, objects, given or {}), prefix)
         self._bucket = bucket
         self._examiner = self._requests.examiner
-        self._conditional = True
+        self._conditions = Conditions()
         self._matches_sources: bool | None = None
-        self._matches_parts = True
+        self._parts_differ = Pause()
+        """While it is on, the server does not compare the versions of sources that went up in parts."""
 
     @property
     def abilities(self) -> Abilities:
-        """Everything but directories; conditions until the server says that it has none."""
-        return ABILITIES if self._conditional else UNCONDITIONAL
+        """Everything but directories; conditions until the server turns out to have none."""
+        return ABILITIES if self._conditions.are_made else UNCONDITIONAL
 
     def examine(self, key: str, *, whole: bool = True) -> Properties:
         found = self._head(key)
@@ -233,10 +234,10 @@ class S3Client(S3Reads):
             try:
                 return self._conditionally(method, what, key, expect, **arguments)
             except VersionChanged as exc:
-                refused = exc.code == "PreconditionFailed" and self._conditional
+                refused = exc.code == "PreconditionFailed" and self._conditions.are_made
                 if expect is None or not refused or not self._is(key, expect):
                     raise
-        self.forgo_conditions()
+        self._conditions.pause()
         return self._conditionally(method, what, key, None, **arguments)
 
     def _is(self, key: str, expect: str) -> bool:
@@ -296,7 +297,7 @@ class S3Client(S3Reads):
             else:
                 self._matches_sources = False
                 return answer
-        if not comparable or (_of_parts(version) and not self._matches_parts):
+        if not comparable or self._is_of_odd_parts(version):
             return self._conditionally(method, what, key, expect, **arguments)
         for _ in range(2):
             try:
@@ -306,19 +307,21 @@ class S3Client(S3Reads):
                 if not refused or not (expect is None or self._is(key, expect)):
                     raise
         # Swift's S3 layer compares another ETag of what went up in parts than it tells; see `_complete`.
-        self._matches_parts = False
+        self._parts_differ.note(time.monotonic())
         return self._conditionally(method, what, key, expect, **arguments)
 
     def _matches(self, version: str) -> bool:
         """Whether the server is known to compare the version of a source by itself."""
-        if _of_parts(version) and not self._matches_parts:
-            return False
-        return version.startswith('"') and bool(self._matches_sources)
+        return version.startswith('"') and bool(self._matches_sources) and not self._is_of_odd_parts(version)
+
+    def _is_of_odd_parts(self, version: str) -> bool:
+        """Whether it is a version of parts, and the server does not compare these."""
+        return _of_parts(version) and self._parts_differ.is_on(time.monotonic())
 
     def _conditionally(self, method: str, what: str, key: str, expect: str | None, **arguments: Any) -> dict[str, Any]:
         """Make a request that writes ``key`` if that is as expected."""
         condition: dict[str, str] = {}
-        if expect is not None and self._conditional:
+        if expect is not None and self._conditions.are_made:
             if expect == ABSENT:
                 condition = {"IfNoneMatch": "*"}
             elif expect.startswith('"'):
@@ -333,17 +336,11 @@ class S3Client(S3Reads):
                 if method == "copy_object":  # that it knows none of copies says nothing of other writes
                     self._require(key, expect or ABSENT, what)
                 else:
-                    self.forgo_conditions()
+                    self._conditions.end()
                 return self._call(method, what, Key=self._prefix + key, **arguments)
             if condition and status == 404 and code in ("", "NoSuchKey"):
                 raise VersionChanged(f"{what}: the object is gone") from None
             raise failure(exc, what, "s3") from None
-
-    def forgo_conditions(self) -> None:
-        """Make no more conditional writes, as the server has none."""
-        if self._conditional:
-            self._conditional = False
-            log.warning("the store knows no conditional writes: changes made elsewhere meanwhile are not noticed")
 
     def _require(self, key: str, version: str, what: str) -> None:
         """Compare a version where the server cannot do it: it is no ETag, or the server knows no such condition."""

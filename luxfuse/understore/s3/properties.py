@@ -7,10 +7,12 @@ headers along by itself, but neither storage class nor encryption nor ACL; a new
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 from urllib.parse import urlencode
 
+from luxfuse.core.vain import Pause
 from luxfuse.errors import AccessDenied, NotFound, StoreRejected
 from luxfuse.types import ObjectInfo
 from luxfuse.understore.object_options import ObjectOptions
@@ -32,8 +34,10 @@ class Examiner:
     def __init__(self, call: Call, options: ObjectOptions) -> None:
         self._call = call
         self._options = options
-        self._acls: bool | None = None if options.canned_acl is None else False
-        """Whether objects have ACLs that can be read; None: not asked yet."""
+        self._acls: bool | None = None
+        """Whether the bucket has ACLs; None: it has not said."""
+        self._acls_refused = Pause()
+        """While it is on, no ACLs are asked for: one that is refused may be so for a while, or for one object."""
         self._copies_tags: bool | None = None
         """Whether copies that get other metadata have the tags of their source; None: not seen yet."""
         self._warned = False
@@ -84,20 +88,25 @@ class Examiner:
 
     def _grants(self, key: str) -> dict[str, str]:
         """Return the grants beside the owner's; nothing if there are none, or if they cannot be read."""
-        if self._acls is None:
-            self._acls = self._are_acls_used()
-        if not self._acls:
+        if self._options.canned_acl is not None or self._acls_refused.is_on(time.monotonic()):
             return {}
         try:
+            if self._acls is None:
+                self._acls = self._are_acls_used()
+            if not self._acls:
+                return {}
             answer = self._call("get_object_acl", f"GET {key!r} acl", Key=key)
         except (AccessDenied, StoreRejected) as exc:
-            self._acls = False
+            self._acls_refused.note(time.monotonic())
             log.info("ACLs of objects cannot be read, so edited ones get the bucket's: %s", exc)
             return {}
         return grants_of(answer)
 
     def _are_acls_used(self) -> bool:
-        """Ask about the bucket: a server that does not know ACLs might answer for an object with its content."""
+        """Ask about the bucket: a server that does not know ACLs might answer for an object with its content.
+
+        Raises `AccessDenied` and `StoreRejected` where nothing can be known.
+        """
         what = "GET of who owns objects"
         try:
             answer = self._call("get_bucket_ownership_controls", what)
@@ -109,13 +118,13 @@ class Examiner:
             return all(rule.get("ObjectOwnership") != "BucketOwnerEnforced" for rule in rules)
         try:
             return bool(self._call("get_bucket_acl", "GET of the bucket's acl").get("Grants"))
-        except (NotFound, AccessDenied, StoreRejected):
+        except NotFound:
             return False
 
     def note_refused(self, names: Sequence[str]) -> None:
         """The store took an object only without these parameters."""
         if any(name.startswith("Grant") for name in names):
-            self._acls = False
+            self._acls_refused.note(time.monotonic())
         if not self._warned:
             self._warned = True
             log.warning("the store refuses to set ACLs or tags: objects that have some lose them when they are edited")

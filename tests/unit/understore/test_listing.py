@@ -7,6 +7,7 @@ import random
 import pytest
 
 from luxfuse.core.listed_spans import Span
+from luxfuse.core.vain import PAUSE_S
 from luxfuse.errors import StoreRejected
 from luxfuse.types import ListPage
 from luxfuse.understore.base import ListedPart
@@ -149,4 +150,19 @@ async def test_a_store_without_order_is_listed_one_by_one(kind: type[FakeStore])
         assert sorted(set(prefixes)) == [prefix for page in pages for prefix in page.prefixes]
     assert len(objects) == len(set(objects)), "it is not tried again in another way"
     assert not store.lists_in_order
+    store.close()
+
+
+async def test_the_order_of_names_is_looked_at_again_after_a_while() -> None:
+    """An answer to another question, which something in between had kept, may have come."""
+    now_s = 0.0
+    driver = filled(IgnoresStart(abilities=FROM_KEYS), 1000)
+    store = Store(driver, request_timeout_s=30.0, max_requests=32, rng=random.Random(1), clock=lambda: now_s)
+    for pause_s in (PAUSE_S, 2 * PAUSE_S):
+        await taken(store)
+        assert not store.lists_in_order
+        now_s += pause_s - 1
+        await taken(store)
+        now_s += 1
+        assert store.lists_in_order
     store.close()

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 
 import pytest
 
+from luxfuse.core.vain import LONGEST_PAUSE_S, PAUSE_S
 from luxfuse.errors import NoStore, NotFound, StoreError, StoreUnavailable, VersionChanged
 from luxfuse.types import ABSENT
 from luxfuse.understore.base import UnderStore
 from luxfuse.understore.factory import open_driver
 from luxfuse.understore.s3 import direct
-from tests.support.odd_s3 import Answer, OddS3, error
+from tests.support.odd_s3 import Answer, OddS3, Seen, error
 
 
 @pytest.fixture
@@ -96,6 +98,79 @@ def test_a_server_that_refuses_what_is_as_expected_is_found_out(store, server, e
     assert store.put("x", b"new", {}, expect=version).version == server.objects["x"].etag != version
     assert not store.abilities.conditional
     assert server.objects["x"].body == b"new"
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """Move the clock on by so many seconds."""
+    real, ahead_s = time.monotonic, 0.0
+
+    def move(seconds: float) -> None:
+        nonlocal ahead_s
+        ahead_s += seconds
+
+    monkeypatch.setattr(time, "monotonic", lambda: real() + ahead_s)
+    return move
+
+
+@pytest.mark.expected_logs("no conditional writes")
+@pytest.mark.parametrize("name", ["put", "complete"])
+def test_conditions_that_were_refused_are_made_again_after_a_while(store, server, clock, caplog, name):
+    """What answered may have been something in between, or the server had an old answer: others are overwritten unseen."""
+
+    def write(body: bytes, expect: str) -> None:
+        if name == "put":
+            store.put("x", body, {}, expect=expect)
+            return
+        upload = store.begin_upload("x", {})
+        store.complete_upload("x", upload, [(1, store.upload_part("x", upload, 1, body))], expect=expect)
+
+    for pause_s in (PAUSE_S, 2 * PAUSE_S):
+        server.on[name] = lambda seen: error(412, "PreconditionFailed") if "if-match" in seen.headers else None
+        write(b"new", server.place("x", b"old"))
+        del server.on[name]
+        clock(pause_s - PAUSE_S)
+        assert not store.abilities.conditional
+        clock(PAUSE_S)
+        assert store.abilities.conditional
+        with pytest.raises(VersionChanged):
+            write(b"lost", '"another"')
+        assert server.objects["x"].body == b"new"
+    assert len([record for record in caplog.records if "conditional writes" in record.message]) == 1
+
+
+@pytest.mark.expected_logs("no conditional writes")
+def test_a_server_that_says_that_it_has_no_conditions_is_not_asked_for_them_again(store, server, clock):
+    server.on["put"] = lambda seen: error(501, "NotImplemented") if "if-match" in seen.headers else None
+    store.put("x", b"new", {}, expect=server.place("x", b"old"))
+    clock(LONGEST_PAUSE_S)
+    assert not store.abilities.conditional
+
+
+@pytest.mark.expected_logs("no conditional writes")
+def test_versions_of_parts_that_a_copy_refused_are_compared_again_after_a_while(store, server, clock):
+    """Swift's S3 layer refuses them always."""
+    version = server.place("x", b"data")
+    server.objects["x"] = dataclasses.replace(server.objects["x"], etag=f'{version[:-1]}-2"')
+    version = server.objects["x"].etag
+    conditions: list[bool] = []
+
+    def refuse(seen: Seen) -> Answer | None:
+        conditions.append("x-amz-copy-source-if-match" in seen.headers)
+        return error(412, "PreconditionFailed") if conditions[-1] else None
+
+    server.on["copy"] = refuse
+    for _ in range(2):
+        store.copy("x", "y", version=version, size=4)
+        assert conditions[-1] is False
+        conditions.clear()
+    store.copy("x", "y", version=version, size=4)
+    assert conditions == [False]
+    clock(PAUSE_S)
+    conditions.clear()
+    server.on["copy"] = lambda seen: conditions.append("x-amz-copy-source-if-match" in seen.headers)
+    store.copy("x", "y", version=version, size=4)
+    assert conditions == [True]
 
 
 def test_a_conflict_with_others_is_no_server_that_refuses_what_is_as_expected(store, server):

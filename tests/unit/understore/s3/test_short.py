@@ -61,9 +61,7 @@ def test_a_server_that_is_always_odd_is_asked_no_more(server: Server, requests: 
     assert len(server.asked) == VAIN_MOST
 
 
-def test_it_is_asked_again_after_a_pause(
-    server: Server, requests: ShortRequests, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_it_is_asked_again_after_a_pause(server: Server, requests: ShortRequests, monkeypatch: pytest.MonkeyPatch) -> None:
     now_s = time.monotonic()
     monkeypatch.setattr(time, "monotonic", lambda: now_s)
     server.odd |= {f"d{number}" for number in range(VAIN_MOST)}
