@@ -244,6 +244,7 @@ class Promises:
             if dirty.emptied or not dirty.closed:
                 self._notes.note(dirty)
                 await self._journal.commit()
+                reached("empty.committed")
         await dirty.content.truncate(0)
         await self.cut(dirty)
 

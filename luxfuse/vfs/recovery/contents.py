@@ -58,7 +58,7 @@ class JournalContents:
         except FileNotFoundError:
             return False
         if record.emptied or not _was_staged(record):
-            return self._may_be_changed(number)
+            return not self._is_untouched(number, record, st) and self._may_be_changed(number)
         at_risk = record.kind is Kind.FILE and self._journal.rebooted and not self._intact
         if not at_risk or self._journal.inline(number) is not None:
             return False
@@ -69,6 +69,15 @@ class JournalContents:
             return self._may_be_changed(number)
         self._staging.remove(number)  # of what the store has, not all of which may have been on the disk
         return False
+
+    def _is_untouched(self, number: int, record: FileRecord, st: os.stat_result) -> bool:
+        """Whether no program has had the staging file of an open for writing: that was not answered yet."""
+        if not _was_staged(record):
+            return self._intact  # it is noted before it is answered, and then the journal is exact
+        inline = self._journal.inline(number)
+        if inline is not None:
+            return self._staging.path_of(number).read_bytes() == inline
+        return not record.content and (st.st_mtime_ns, st.st_size) == (record.stamp, record.size)
 
     def _may_be_changed(self, number: int) -> bool:
         refuse_if_read_only(self._staging.path_of(number).parent)

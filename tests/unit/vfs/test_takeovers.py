@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import AbstractAsyncContextManager
@@ -22,6 +23,7 @@ from luxfuse.vfs.errors import Stale
 from luxfuse.vfs.kernel import Ref
 from luxfuse.vfs.recovery import restart
 from luxfuse.vfs.will import BackingFact, Inherited, Will
+from luxfuse.vfs.writer import Writer
 from luxfuse.volume.opened import VolumeEstate
 from tests.support.fake_kernel import CALLER, MARK, MARK_FAST
 from tests.support.fake_store import FakeStore
@@ -60,8 +62,10 @@ class Lives:
         estate = VolumeEstate(will=Will(self._facts, 0), inherited=inherited)  # type: ignore[arg-type]
         return Options(write_mode="async-through", estate=estate)
 
-    def first(self) -> AbstractAsyncContextManager[Mount]:
-        return mounted(self._path / "first", self.driver, self._options(None), clean_end=False)
+    def first(self, *, flusher: bool = True) -> AbstractAsyncContextManager[Mount]:
+        options = self._options(None)
+        options.flusher = flusher
+        return mounted(self._path / "first", self.driver, options, clean_end=False)
 
     async def kill(self, m: Mount) -> None:
         """What there is at this instant is what the successor finds, the index too, as an estate has its trail."""
@@ -72,7 +76,7 @@ class Lives:
 
     def second(self, *, opens: int, writers: int, lost: bool = False) -> AbstractAsyncContextManager[Mount]:
         self._facts._values = self._found
-        o = self._options(Inherited({self.inode: (opens, writers)}))
+        o = self._options(Inherited({self.inode: (opens, writers)} if opens else {}))
         o.beginning_s = BEGINNING_S + 10
         if lost:
             o.on_built = lambda m: m.kernel.not_inherited.add(self.inode)
@@ -134,6 +138,51 @@ async def test_what_an_open_has_emptied_that_does_not_come_again_goes_up(
         assert lives.driver.objects["a"][0] == shown
         assert backlog(m).tally().files == 0
         assert not any(record.emptied for record in m.journal.files.values())
+
+
+@pytest.mark.parametrize("cut", [True, False], ids=["cut", "not cut"])
+async def test_an_open_to_empty_that_nobody_has_got_leaves_nothing_aside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cut: bool
+) -> None:
+    lives = Lives(tmp_path)
+    async with lives.first() as m:
+        lives.inode = await promised(m, stored=False)
+        await begin_to_empty(m, lives.inode, monkeypatch, cut=cut)
+        await lives.kill(m)
+        m.driver.release()
+    async with lives.second(opens=0, writers=0) as m:
+        assert not list(m.recovered.directory.glob("*"))
+        assert await m.read_all("a") == OLD
+        await m.drain()
+        assert lives.driver.objects["a"][0] == OLD
+
+
+async def test_a_cache_file_that_was_just_to_be_written_to_is_not_left_aside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a file of which new attributes wait for the store, so that the journal knows its number."""
+    lives = Lives(tmp_path)
+    lives.driver.place("a", OLD)
+    async with lives.first(flusher=False) as m:
+        await m.entries()
+        lives.inode = await m.inode("a")
+        await m.kernel.close(m.fs, await m.kernel.open(m.fs, lives.inode))
+        await m.fs.setattr(lives.inode, AttributeChanges(mode=0o600), None, CALLER)
+
+        def killed(*_: object) -> None:
+            raise OSError(errno.EIO, "killed here")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(Writer, "_stage", killed)
+            with pytest.raises(OSError, match="killed here"):
+                await m.fs.open(lives.inode, os.O_RDWR, CALLER)
+        assert [path.read_bytes() for path in m.staging.path.glob("[0-9a-f]*")] == [OLD]
+        await lives.kill(m)
+    async with lives.second(opens=0, writers=0) as m:
+        assert not list(m.recovered.directory.glob("*"))
+        assert await m.read_all("a") == OLD
+        await m.drain()
+        assert not list(m.staging.path.glob("[0-9a-f]*"))
 
 
 async def test_an_open_that_comes_again_finds_what_was_closed_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
