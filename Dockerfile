@@ -31,7 +31,7 @@ RUN /opt/luxfuse/bin/pip install --no-cache-dir ".[$EXTRAS]" \
 FROM debian:12-slim
 RUN apt-get update \
     && apt-get install -y --no-install-recommends ca-certificates fuse3 libcurl4 libfuse3-3 python3 tini \
-    && rm -rf /var/lib/apt/lists/* \
+    && rm -rf /var/lib/apt/lists/* /var/cache/apt/*.bin /var/cache/apt/archives/*.deb \
     && echo user_allow_other >> /etc/fuse.conf \
     && useradd --uid 1000 --no-create-home --home-dir /var/cache/luxfuse luxfuse \
     && install -d -o luxfuse -m 0700 /var/cache/luxfuse
