@@ -66,9 +66,14 @@ def _root(
 
 def _app(arguments: Sequence[str]) -> typer.Typer:
     """Return the command line's interpreter, with the command that is asked for, or all where that is not clear."""
+    completing = not arguments or arguments[0].startswith("-")
+    if completing:
+        from luxfuse.cli.completion import mend_zsh
+
+        mend_zsh()
     app = typer.Typer(
         name="luxfuse",
-        add_completion=not arguments or arguments[0].startswith("-"),
+        add_completion=completing,
         no_args_is_help=True,
         rich_markup_mode=None,
         pretty_exceptions_enable=False,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 import typer
@@ -65,5 +65,14 @@ def _parameter(setting: Setting, attachable: bool) -> inspect.Parameter:
     elif shape in ("many", "pairs"):
         annotation = Annotated[list[str] | None, typer.Option(setting.flag, metavar=setting.kind.metavar, help=text)]
     else:
-        annotation = Annotated[str | None, typer.Option(setting.flag, metavar=setting.kind.metavar, help=text)]
+        words = ("on", "off") if shape == "switch" else setting.kind.choices
+        annotation = Annotated[
+            str | None,
+            typer.Option(setting.flag, metavar=setting.kind.metavar, help=text, autocompletion=_beginning(words)),
+        ]
     return inspect.Parameter(setting.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+
+
+def _beginning(words: Sequence[str]) -> Callable[[str], list[str]] | None:
+    """Return what tells a shell which of the words begin so; None for no words: any file may be meant."""
+    return (lambda incomplete: [word for word in words if word.startswith(incomplete)]) if words else None

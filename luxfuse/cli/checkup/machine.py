@@ -19,7 +19,7 @@ from luxfuse.errors import MountError
 
 FEW_FILES, ENOUGH_FILES = 1024, 65_536
 """Limits of open files: below the first little works; with the second a few thousand files can be open and not uploaded."""
-CAP_SYS_ADMIN = 21
+CAP_SYS_ADMIN, CAP_SYS_RESOURCE = 21, 24
 DEVICE, FUSE_CONF = Path("/dev/fuse"), Path("/etc/fuse.conf")
 _SYSTEMD = Path("/run/systemd/system")
 _UNITS = tuple(Path(directory, "luxfuse@.service") for directory in ("/etc/systemd/system", "/usr/lib/systemd/system"))
@@ -42,7 +42,7 @@ def check_machine(*, allow_other: bool, want_passthrough: bool, want_keeper: boo
     yield from check_privileges(allow_other=allow_other)
     if not any(finding.state == "FAIL" for finding in built):
         yield from check_fuse(allow_other=allow_other, want_passthrough=want_passthrough)
-    yield check_files(*resource.getrlimit(resource.RLIMIT_NOFILE), os.geteuid() == 0)
+    yield check_files(*resource.getrlimit(resource.RLIMIT_NOFILE), _has(CAP_SYS_RESOURCE))
     yield check_keeping(release, wanted=want_keeper)
 
 
@@ -94,7 +94,7 @@ def check_device(device: Path) -> Iterator[Finding]:
 def check_privileges(*, allow_other: bool) -> Iterator[Finding]:
     """Look what this user may do."""
     if os.geteuid() == 0:
-        if _effective_capabilities(Path("/proc/self/status").read_text()) >> CAP_SYS_ADMIN & 1:
+        if _has(CAP_SYS_ADMIN):
             yield ok("privileges", "root: may mount, for other users as well")
         else:
             yield fail(
@@ -118,6 +118,10 @@ def check_privileges(*, allow_other: bool) -> Iterator[Finding]:
 def user_allow_other(text: str) -> bool:
     """Whether fuse.conf lets plain users use ``allow_other``."""
     return any(line.partition("#")[0].strip() == "user_allow_other" for line in text.splitlines())
+
+
+def _has(capability: int) -> bool:
+    return bool(_effective_capabilities(Path("/proc/self/status").read_text()) >> capability & 1)
 
 
 def _effective_capabilities(status: str) -> int:
@@ -152,15 +156,15 @@ def check_fuse(*, allow_other: bool, want_passthrough: bool) -> Iterator[Finding
         yield warn("passthrough", "this kernel is too old for it", "use Linux 6.9 or newer")
 
 
-def check_files(soft: int, hard: int, is_root: bool) -> Finding:
-    """Judge the limits of open files: the daemon raises its own as far as it may, root beyond the hard one."""
+def check_files(soft: int, hard: int, may_exceed: bool) -> Finding:
+    """Judge the limits of open files: the daemon raises its own as far as it may; root ``may_exceed`` the hard one."""
     most = "unlimited" if hard == resource.RLIM_INFINITY else str(hard)
-    if is_root or hard == resource.RLIM_INFINITY or hard >= ENOUGH_FILES:
-        return ok("open files", f"limit {soft}, which the daemon raises" + ("" if is_root else f" to at most {most}"))
+    if may_exceed or hard == resource.RLIM_INFINITY or hard >= ENOUGH_FILES:
+        return ok("open files", f"limit {soft}, which the daemon raises" + ("" if may_exceed else f" to at most {most}"))
     judge = fail if hard < FEW_FILES else warn
     return judge(
         "open files", f"at most {most}: files in passthrough, and those that wait for their upload, stay open",
-        "raise it: LimitNOFILE=1048576 in the unit, or nofile in /etc/security/limits.conf",
+        "raise it: LimitNOFILE= in the unit, nofile in /etc/security/limits.conf, --ulimit nofile= of a container; 1048576",
     )  # fmt: skip
 
 

@@ -45,6 +45,10 @@ def user(number: int) -> Change:
     return lambda patch: patch.setattr(machine.os, "geteuid", lambda: number)
 
 
+def limited(hard: int) -> Change:
+    return lambda patch: patch.setattr(machine.resource, "getrlimit", lambda _: (1024, hard))
+
+
 def capabilities(mask: int) -> Change:
     return lambda patch: patch.setattr(machine, "_effective_capabilities", lambda _status: mask)
 
@@ -101,6 +105,8 @@ LOWLEVEL, GETS = "luxfuse.fuse.lowlevel", "luxfuse.understore.gets._gets"
         ([without(GETS, built=False)], "extension", "warn", "built without libcurl"),
         ([user(0), capabilities(1 << 21)], "privileges", "ok", "root: may mount"),
         ([user(0), capabilities((1 << 40) - 1 - (1 << 21))], "privileges", "FAIL", "root without CAP_SYS_ADMIN"),
+        ([capabilities(1 << 24), limited(20_000)], "open files", "ok", "which the daemon raises"),
+        ([user(0), capabilities(1 << 21), limited(20_000)], "open files", "warn", "at most 20000"),
         ([mounting(True)], "mounting", "ok", "FUSE 7.40"),
         ([mounting(MountError("mount: Operation not permitted"))], "mounting", "FAIL", "mount: Operation not permitted"),
         ([mounting(OSError(28, "No space left on device"))], "mounting", "FAIL", "No space left on device"),

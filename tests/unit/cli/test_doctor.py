@@ -46,12 +46,12 @@ def states(findings: Iterable[Finding]) -> dict[str, str]:
 
 
 @pytest.mark.parametrize(
-    ("hard", "is_root", "state"),
+    ("hard", "may_exceed", "state"),
     [(512, True, "ok"), (512, False, "FAIL"), (4096, False, "warn"), (1 << 20, False, "ok"),
      (resource.RLIM_INFINITY, False, "ok")],
 )  # fmt: skip
-def test_open_files(hard: int, is_root: bool, state: str) -> None:
-    assert machine.check_files(256, hard, is_root).state == state
+def test_open_files(hard: int, may_exceed: bool, state: str) -> None:
+    assert machine.check_files(256, hard, may_exceed).state == state
 
 
 def test_who_may_let_others_in(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -111,10 +111,19 @@ def test_shells_complete_commands_and_options(shell: str, monkeypatch: pytest.Mo
         assert ended.value.code == 0
         return capsys.readouterr().out
 
-    assert "_LUXFUSE_COMPLETE" in ask("source")
+    script = ask("source")
+    assert "_LUXFUSE_COMPLETE" in script
+    if (
+        shell == "zsh"
+    ):  # reads the first line of each file in its fpath, and calls the one of a command for its first answer
+        assert script.startswith("#compdef luxfuse\n")
+        assert script.strip().endswith('|| _luxfuse_completion "$@"')
     assert "--json" in ask("complete", **SHELLS[shell])
     shorter = {name: value.replace("doctor --js", "unm") for name, value in SHELLS[shell].items()}
     assert "unmount" in ask("complete", **{**shorter, "COMP_CWORD": "1"})
+    for words, value in (("mount --write-mode asy", "async-through"), ("mount --keeper of", "off")):
+        asked = {name: each.replace("doctor --js", words) for name, each in SHELLS[shell].items()}
+        assert value in ask("complete", **{**asked, "COMP_CWORD": "3"})
 
 
 COMPLETED = """

@@ -200,7 +200,7 @@ def test_every_section_is_shown(chromium: Browser, url: str, width: int, dark: b
 def check_tiles(text: str) -> None:
     assert "read through the daemon" in text
     assert "75 %" in text, "15 of 20 MiB/s came from the cache"
-    assert "700 MiB\nin 7 files not uploaded yet" in text
+    assert "700 MiB\nof 7 files, 1 delete not uploaded yet" in text
 
 
 def check_charts(chromium: Browser) -> None:
@@ -264,6 +264,29 @@ def test_a_longer_time_is_shown_when_asked_for(chromium: Browser, url: str) -> N
     chromium.evaluate("document.querySelector('[data-span=\"1d\"]').click()")
     chromium.until(with_day)
     assert chromium.evaluate("document.querySelector('[aria-pressed=true]').dataset.span") == "1d"
+
+
+def test_charts_of_one_value_say_why_they_are_empty(chromium: Browser, url: str) -> None:
+    """As the day has it in its first minute."""
+    chromium.show(url, width=1280)
+    chromium.until("document.body.dataset.ready")
+    shown = chromium.evaluate("""
+        (() => {
+          const series = Object.entries(history_.series).map(([name, values]) => [name, values.slice(-1)]);
+          history_ = { ...history_, times: history_.times.slice(-1), series: Object.fromEntries(series) };
+          const charts = [...document.querySelectorAll("[data-chart]")];
+          return charts.map((each) => { again(each); return each.querySelector("svg").textContent; });
+        })()
+    """)
+    assert len(shown) == 7
+    assert [text for text in shown if "from the second value on" not in text] == []
+
+
+def test_what_waits_is_told_by_number(chromium: Browser, url: str) -> None:
+    chromium.show(url, width=1280)
+    told = [chromium.evaluate(f"waiting({{ files: {files}, deletes: {deletes} }})") for files, deletes in
+            ((0, 0), (1, 0), (0, 2), (3, 1))]  # fmt: skip
+    assert told == [f"{what}not uploaded yet" for what in ("", "of 1 file ", "of 2 deletes ", "of 3 files, 1 delete ")]
 
 
 @pytest.mark.parametrize("touch", [True, False])
