@@ -101,7 +101,7 @@ def test_a_library_reads_and_writes_through_the_mount(mount: Mount, tmp_path, ne
     if importlib.util.find_spec(needs) is None or (needs == "dask" and importlib.util.find_spec("pandas") is None):
         pytest.skip(f"needs {needs}")
     before = mount.status()
-    kept = {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1", "TMPDIR": str(tmp_path)}
+    kept = {"HF_HOME": str(tmp_path), "HF_HUB_DISABLE_TELEMETRY": "1", "TMPDIR": str(tmp_path)}
     command = [
         sys.executable,
         "-c",
