@@ -90,7 +90,7 @@ class Deletes:
         self._failures: dict[str, int] = {}
         """How often the delete of a key has failed, one time after the other."""
         self._waited: set[str] = set()
-        """Those that had to wait for the store: somebody else may have the key by now."""
+        """Those that had to wait, for the store or for a reader, say: somebody else may have the key by now."""
         self._copied: set[str] = set()
         """Those that a late copy of ours may have replaced: their version says nothing."""
         self._places: dict[str, tuple[int, bytes]] = {}
@@ -112,6 +112,11 @@ class Deletes:
         """Remove an object in the background; its name, which the caller holds, is settled then."""
         self._journal.put_delete(key, DeleteRecord(version, after, time.time(), *unheard))
         self.resume(key, place)
+
+    def once_more(self, key: str, place: tuple[int, bytes], version: str | None) -> None:
+        """As `later`, of an object that the store has not removed when it was told to."""
+        self.later(key, place, version)
+        self._waited.add(key)
 
     def hold_below(self, prefix: str, directory: int) -> None:
         """A directory was made where one was removed: hold the names in it of objects that are still to be deleted."""
@@ -220,9 +225,12 @@ class Deletes:
 
     def _may_be_made(self, key: str) -> bool:
         record = self._journal.deletes.get(key)
-        if record is None or self.is_read(key) or self.is_frozen(key):
+        if record is None:
             return False
-        return not (self._journal.is_waiting(record) or self._must_wait(key))
+        if self.is_read(key) or self.is_frozen(key) or self._journal.is_waiting(record):
+            self._waited.add(key)
+            return False
+        return not self._must_wait(key)
 
     def _must_wait(self, key: str) -> bool:
         """Whether a delete would wait for a request that may be carried out yet: what is seen before says nothing then."""

@@ -15,7 +15,7 @@ import trio
 
 from luxfuse.cache import upload
 from luxfuse.core import parts
-from luxfuse.errors import LuxError, StoreError
+from luxfuse.errors import AccessDenied, LuxError, StoreError
 from luxfuse.index.names import ROOT_INODE
 from luxfuse.vfs.attributes import AttributeChanges
 from tests.crash.lives import Killer, Tree, User, idle, placed, seen, tree_of
@@ -23,7 +23,7 @@ from tests.support.fake_kernel import CALLER, ref_of
 from tests.support.fake_store import FakeStore
 from tests.support.harness import BEGINNING_S, Mount, Options, mounted, pages, random_bytes, snapshot, until
 
-LARGE = random_bytes(pages(4) + 17, 1)
+LARGE, THEIRS = random_bytes(pages(4) + 17, 1), random_bytes(1000, 2)
 MODES = pytest.mark.parametrize("mode", ["cache-through", "async-through"])
 
 
@@ -237,6 +237,44 @@ async def test_a_removed_file_that_is_open_keeps_what_was_never_fetched(tmp_path
         await m.drain()
         await idle(m)
         assert tree_of(driver) == {"f": (b"another", 0o644)}
+
+
+@pytest.mark.expected_logs("was written by somebody else since it was removed here")
+@pytest.mark.parametrize("change", ["unlink", "rename"])
+async def test_what_others_write_while_a_removal_waits_stays(tmp_path: Path, change: str) -> None:
+    """For the last one who reads it, or for the upload under the new name."""
+    driver = placed({"f": (LARGE if change == "unlink" else b"small", 0o644)})
+    async with mounted(tmp_path, driver, options("async-through")) as m:
+        handle = await write(m, "f", b"new")
+        await (user(m).unlink("f") if change == "unlink" else user(m).rename("f", "g"))
+        m.writeback.hurry()
+        await until(lambda: "f" in m.writeback.deletes._waited)
+        driver.place("f", THEIRS)
+        await m.kernel.close(m.fs, handle)
+        await m.drain()
+        await until(lambda: not m.journal.deletes)
+        assert driver.objects["f"][0] == THEIRS
+        assert change == "unlink" or driver.objects["g"][0] == b"newll"
+
+
+@pytest.mark.expected_logs("cannot be removed yet", "was written by somebody else since it was removed here")
+@pytest.mark.parametrize("keys", [("f", "g"), ("f", "over"), ("f", "link"), ("d/x", "e/x")], ids=lambda keys: keys[1])
+async def test_what_others_write_under_the_old_name_of_a_renamed_file_stays(tmp_path: Path, keys: tuple[str, str]) -> None:
+    """The store has the copy, and did not take the removal. The symlink that goes has another key than the file."""
+    driver = placed({"f": (LARGE, 0o644), "over": (b"over", 0o644), "d": None, "d/x": (LARGE, 0o644)})
+    driver.place("link.rclonelink", b"target")
+    async with mounted(tmp_path, driver, options("async-through")) as m:
+        await seen(m)
+        driver.fail_next(1000, lambda: AccessDenied("DELETE: 403 Forbidden"), "delete")
+        old, new = (key.partition("/")[0] for key in keys)
+        await user(m).rename(old, new)
+        gone = [keys[0], *(["link.rclonelink"] if new == "link" else [])]
+        for key in gone:
+            driver.place(key, THEIRS)
+        driver.heal()
+        m.writeback.hurry()
+        await until(lambda: not m.journal.deletes)
+        assert {key: driver.objects[key][0] for key in (*gone, keys[1])} == {**dict.fromkeys(gone, THEIRS), keys[1]: LARGE}
 
 
 async def test_a_removed_file_in_a_directory_that_moves_leaves_nothing_in_the_journal(tmp_path: Path) -> None:

@@ -46,9 +46,12 @@ class DirectoryCopies:
         for dirty in self._entries.below(prefix):
             self._tree.check_key_below(new_prefix + dirty.key[len(prefix) :])
 
-    async def copy_below(self, prefix: str, new_prefix: str) -> tuple[dict[str, ObjectInfo], list[str]]:
-        """Copy every object below a prefix whose content is not about to be replaced; returns copies and all old keys."""
-        keys: list[str] = []
+    async def copy_below(self, prefix: str, new_prefix: str) -> tuple[dict[str, ObjectInfo], dict[str, str | None]]:
+        """Copy every object below a prefix whose content is not about to be replaced.
+
+        Returns the copies by old key, and the versions of all originals.
+        """
+        versions: dict[str, str | None] = {}
         copied: dict[str, ObjectInfo] = {}
         limiter = trio.CapacityLimiter(CONCURRENT_COPIES)
         changed = {d.key for d in self._entries.below(prefix) if d.must_push and d.source is not None and d.closed}
@@ -71,7 +74,7 @@ class DirectoryCopies:
 
         async with contextlib.aclosing(self._store.list_all(prefix)) as pages:
             async for page in pages:
-                keys += [info.key for info in page.objects]
+                versions.update((info.key, info.version or None) for info in page.objects)
                 wanted = [info for info in page.objects if info.key not in changed]
                 # Markers first: where directories exist by themselves, their files need them.
                 async with together() as start:
@@ -79,4 +82,4 @@ class DirectoryCopies:
                         start(copy, info)
                 if failed:
                     raise failed[0]
-        return copied, keys
+        return copied, versions

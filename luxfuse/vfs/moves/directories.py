@@ -105,7 +105,7 @@ class DirectoryMoves:
             reached("move-directory.named")
             await self._journal.commit_made()
             reached("move-directory.names-committed")
-            await self._moved.delete_originals(originals or [prefix], place, prefix)
+            await self._moved.delete_originals(originals or {prefix: None}, place, prefix)
             reached("move-directory.deleted")
             self._journal.drop_operation(number)
             self._moved.settle(entry.inode, new_place)

@@ -198,9 +198,9 @@ class Exchanges:
     async def _transfer(self, entry: Entry, source: str, target: str) -> dict[str, ObjectInfo]:
         """Copy an object, or all below a prefix, and remove the original; returns the copies by their old keys."""
         if entry.kind is Kind.DIRECTORY:
-            copied, keys = await self._copies.copy_below(source, target)
+            copied, originals = await self._copies.copy_below(source, target)
             reached("exchange.copied")
-            await self._deletes.now(keys or [source])
+            await self._deletes.now(list(originals) or [source])
             return copied
         if not self._tree.in_store(entry):
             return {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 
 from luxfuse.errors import StoreError
 from luxfuse.index.journal import Journal
@@ -59,14 +60,17 @@ class MovedNames:
         else:
             self._namespace.hold(inode, *place)
 
-    async def delete_originals(self, keys: list[str], place: Place, key: str) -> None:
-        """The copies are made: remove the originals, later if the store does not do it now."""
+    async def delete_originals(self, versions: Mapping[str, str | None], place: Place, key: str) -> None:
+        """The copies are made: remove the originals, later if the store does not do it now.
+
+        ``versions``: of these, by key; None: not known.
+        """
         try:
-            await self._deletes.now(keys)
+            await self._deletes.now(list(versions))
         except StoreError as exc:
             log.warning("%r was renamed, but its old object cannot be removed yet: %s", key, exc)
-            for old in keys:
-                self._deletes.later(old, place, None)
+            for old, version in versions.items():
+                self._deletes.once_more(old, place, version)
             await self._journal.commit_made()
         else:
             now = self._namespace.peek(*place)

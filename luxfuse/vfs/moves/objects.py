@@ -159,8 +159,9 @@ class ObjectMoves:
             raise
         with self._journal.together():
             self._deletes.reuse(new_key)
-            reader = 0
+            reader, replaced_version = 0, None
             if (now := self._namespace.peek(*new_place)) is not None:
+                replaced_version = self._tree.version_in_store(now)
                 reader = now.inode if replaced and self._files.copied.needs_store(now.inode) else 0
                 self._removing.forget(*new_place, now)
             self._names.move(*place, *new_place)
@@ -172,10 +173,13 @@ class ObjectMoves:
         reached("move.named")
         if reader:
             self._namespace.hold(None, *new_place)
-            self._deletes.later(replaced, new_place, None)
+            self._deletes.later(replaced, new_place, replaced_version)
             self._files.copied.defer(replaced, reader)
             await self._journal.commit_made()
-        await self._moved.delete_originals([key, *([replaced] if replaced and not reader else [])], place, key)
+        versions = {key: arguments["version"] or None}
+        if replaced and not reader:
+            versions[replaced] = replaced_version
+        await self._moved.delete_originals(versions, place, key)
         reached("move.deleted")
         self._journal.drop_operation(number)
         reached("move.dropped")
