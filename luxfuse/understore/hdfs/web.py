@@ -6,12 +6,15 @@ variables say of certificates, and writes a file in two steps that others see.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 from typing import Any
 from urllib.parse import quote
 
 from luxfuse.errors import StoreUnavailable
 from luxfuse.understore.failures import no_store
+from luxfuse.understore.generic.infos import info_of
+from luxfuse.understore.generic.writes import beside
 from luxfuse.understore.hdfs.java import exception_of
 from luxfuse.understore.hdfs.tree import Body, Entry
 
@@ -102,9 +105,22 @@ class Web:
 
     def replace(self, path: str, target: str) -> None:
         answer = self._call("RENAME", path, "PUT", destination=target, renameoptions="OVERWRITE")
-        if _refused(answer):  # HttpFS knows no such option
-            self.rm_file(target)
+        if not _refused(answer):
+            return
+        # HttpFS knows no such option.
+        if info_of(self, target) is None:
             self._require("RENAME", path, destination=target)
+            return
+        aside = beside(target)
+        self._require("RENAME", target, destination=aside)
+        try:
+            self._require("RENAME", path, destination=target)
+        except Exception:  # else there would be neither of both
+            with contextlib.suppress(Exception):
+                self._require("RENAME", aside, destination=target)
+            raise
+        with contextlib.suppress(Exception):  # the new one is there; what is left has a name that is never listed
+            self.rm_file(aside)
 
     def set_times(self, path: str, mtime_ms: int, atime_ms: int) -> None:
         self._call("SETTIMES", path, "PUT", modificationtime=mtime_ms, accesstime=atime_ms)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Iterator
@@ -15,6 +16,9 @@ from luxfuse.understore.generic.driver import FsspecDriver
 from luxfuse.understore.generic.writes import TEMPORARY
 from luxfuse.understore.library_failures import failure
 from luxfuse.understore.local.writes import LocalWrites, describe, version_of
+
+_NO_ENTRY = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EACCES)
+"""Of an entry that has gone meanwhile, or a link that leads nowhere, in a circle, or to where we may not look."""
 
 
 class LocalDriver(LocalWrites, FsspecDriver):
@@ -52,8 +56,10 @@ class LocalDriver(LocalWrites, FsspecDriver):
                 continue
             try:
                 status = entry.stat()
-            except OSError:
-                continue  # gone meanwhile, or a dangling or circular link
+            except OSError as exc:
+                if exc.errno not in _NO_ENTRY:  # of one that cannot be looked at now nobody knows that it is not there
+                    raise
+                continue
             if stat.S_ISDIR(status.st_mode):
                 page.prefixes.append(f"{prefix}{entry.name}/")
             elif stat.S_ISREG(status.st_mode):

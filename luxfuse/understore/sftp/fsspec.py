@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import socket
 import stat
@@ -167,15 +168,24 @@ def _copy(source: Any, target: Any) -> int:
 
 
 def _rename(ftp: Any, old: str, new: str) -> None:
-    """Rename over a present file; in two steps where the server does not know OpenSSH's way."""
+    """Rename over a present file; in steps where the server does not know OpenSSH's way, or says only that it failed."""
     try:
         ftp.posix_rename(old, new)
     except OSError as exc:
         if exc.errno is not None or ftp.get_channel().closed:
             raise
-        if _stat(ftp, new) is not None:
-            ftp.remove(new)
-        ftp.rename(old, new)
+        if _stat(ftp, new) is None:
+            ftp.rename(old, new)
+            return
+        aside = beside(new)
+        ftp.rename(new, aside)
+        try:
+            ftp.rename(old, new)
+        except Exception:  # else there would be neither of both
+            with contextlib.suppress(OSError, EOFError):
+                ftp.rename(aside, new)
+            raise
+        _remove_quietly(ftp, aside)
 
 
 def _remove_quietly(ftp: Any, path: str) -> None:

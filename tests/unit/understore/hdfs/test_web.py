@@ -37,6 +37,8 @@ class HttpFs(HttpServer):
         self.asked: list[tuple[str, str, dict[str, str]]] = []
         self.fail: dict[str, tuple[int, bytes]] = {}
         """Answers to operations, in place of the usual ones."""
+        self.stuck: bytes | None = None
+        """The content of files that cannot be renamed."""
 
     @property
     def source(self) -> str:
@@ -71,7 +73,7 @@ class Handler(BaseHTTPRequestHandler):
                 files[path] = body
                 self._send(201)
             case "RENAME":
-                moved = query["destination"] not in files
+                moved = query["destination"] not in files and files[path] != self.server.stuck
                 if moved:
                     files[query["destination"]] = files.pop(path)
                     self.server.times[query["destination"]] = self.server.times.pop(path, TIME_MS)
@@ -143,6 +145,14 @@ def test_what_could_not_be_renamed_is_removed(server: HttpFs, store: UnderStore)
     with pytest.raises(StoreUnavailable, match="did not do RENAME"):
         store.put("x", b"one", {})
     assert server.files == {}
+
+
+def test_what_cannot_be_renamed_leaves_the_file_that_is_there(server: HttpFs, store: UnderStore):
+    store.put("x", b"old", {})
+    server.stuck = b"new"
+    with pytest.raises(StoreUnavailable, match="did not do RENAME"):
+        store.put("x", b"new", {})
+    assert server.files == {"/top/x": b"old"}
 
 
 def test_nowhere_to_send_the_content(server: HttpFs, store: UnderStore):

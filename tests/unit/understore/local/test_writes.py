@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import fsspec
@@ -18,6 +20,7 @@ from luxfuse.errors import (
     StoreError,
     StoreFull,
     StoreRejected,
+    StoreUnavailable,
     VersionChanged,
 )
 from luxfuse.types import ABSENT
@@ -203,3 +206,34 @@ def test_copy_where_the_file_system_has_none(memory, monkeypatch):
     monkeypatch.setattr(type(memory._fs), "cp_file", refuse)
     info = memory.copy("x", "d/y")
     assert bytes(memory.read("d/y", 0, 4000, info.version)) == b"data" * 1000
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.ENOENT, errno.ELOOP])
+def test_an_entry_that_cannot_be_looked_at_now_is_not_missing(local, root, monkeypatch, number):
+    """Of a network file system, say: the listing would take its file for gone."""
+    for name in ("bad", "good"):
+        (root / name).write_bytes(b"data")
+
+    class Entry:
+        def __init__(self, entry: os.DirEntry[str]) -> None:
+            self.name = entry.name
+            self._entry = entry
+
+        def stat(self) -> os.stat_result:
+            if self.name == "bad":
+                raise OSError(number, os.strerror(number))
+            return self._entry.stat()
+
+    scandir = os.scandir
+
+    @contextlib.contextmanager
+    def entries_of(path: str) -> Iterator[Iterator[Entry]]:
+        with scandir(path) as entries:
+            yield map(Entry, entries)
+
+    monkeypatch.setattr(os, "scandir", entries_of)
+    if number in (errno.EIO, errno.ESTALE):
+        with pytest.raises(StoreUnavailable):
+            list(local.list_directory(""))
+    else:
+        assert [info.key for page in local.list_directory("") for info in page.objects] == ["good"]
