@@ -9,16 +9,17 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
+from itertools import chain
 
 import trio
 
 from luxfuse.core.names import path_of
-from luxfuse.index.journal import Journal
+from luxfuse.index.journal import FileRecord, Journal
 from luxfuse.types import Kind, WriteMode
 from luxfuse.understore.retrying import Store
 from luxfuse.vfs.deletes import is_at_or_below
 from luxfuse.vfs.dirty import Dirty, DirtyEntries
-from luxfuse.vfs.unfinished import UnfinishedNames
+from luxfuse.vfs.unfinished import UnfinishedNames, error_of
 from luxfuse.vfs.writeback import WriteBack
 
 POLL_S = 0.1
@@ -29,11 +30,11 @@ UNREACHABLE = "the under-store cannot be reached"
 
 @dataclass(frozen=True, slots=True)
 class Tally:
-    """The unsaved changes: ``files`` are files, directories and symlinks, ``open_files`` those of
-    them that are open for writing. ``since_s``: when the oldest was changed first, in seconds since the epoch.
-    ``failing``: how many of the files and deletes failed when they were tried last; ``error`` says how one of them did.
-    ``held_deletes``: deletes that wait for a program that still reads the object. ``renames`` were interrupted, and are not
-    finished in the store yet. ``local_only``: files that are never uploaded.
+    """The unsaved changes: ``files`` are files, directories and symlinks, ``open_files`` those of them that are open for
+    writing; what was promised and cannot be taken up yet is among the former. ``since_s``: when the oldest was changed
+    first, in seconds since the epoch. ``failing``: how many of the files and deletes failed when they were tried last;
+    ``error`` says how one of them did. ``held_deletes``: deletes that wait for a program that still reads the object.
+    ``renames`` were interrupted, and are not finished in the store yet. ``local_only``: files that are never uploaded.
     """
 
     files: int = 0
@@ -108,7 +109,7 @@ class Backlog:
         self.writeback = writeback
         self.deletes = writeback.deletes
         self.store = store
-        self._unfinished = unfinished
+        self.unfinished = unfinished
         self._drains = 0
         self._tally = Tally()
         self._good_until_s = 0.0
@@ -150,17 +151,27 @@ class Backlog:
             if (failure := self.deletes.error(key)) is not None:
                 failing += 1
                 error = error or f"removing {path_of(key)}: {failure}"
-        failing += self._unfinished.failing
+        renames, promises = self.unfinished.renames, self.unfinished.promises
+        for wait, promised in promises.items():
+            if is_local(promised):
+                local_only += 1
+                continue
+            files += 1
+            size += promised.size
+            since_s = promised.since_s if since_s is None else min(since_s, promised.since_s)
+            failing += wait.error is not None
+            error = error or f"{path_of(promised.key)}: {wait.error}"
+        failing += sum(wait.error is not None for wait in renames)
         return Tally(
             files,
             size,
             open_files,
             len(self.journal.deletes),
             held,
-            self._unfinished.count,
+            len(renames),
             since_s,
             failing,
-            error or self._unfinished.error,
+            error or error_of(renames),
             local_only,
         )
 
@@ -175,9 +186,9 @@ class Backlog:
 
     def has_changes(self, path: str) -> bool:
         """Whether anything at or below a path is not in the store."""
-        return any(is_at_or_below(d.key, path) for d in self.entries if d.place is not None) or any(
-            is_at_or_below(key, path) for key in self.journal.deletes
-        )
+        entries = (dirty.key for dirty in self.entries if dirty.place is not None)
+        promised = (record.key for record in self.unfinished.promises.values())
+        return any(is_at_or_below(key, path) for key in chain(entries, self.journal.deletes, promised))
 
     # -- draining
 
@@ -243,9 +254,9 @@ class Backlog:
         return error or (None if self.store.reachable else UNREACHABLE)
 
 
-def is_local(dirty: Dirty) -> bool:
+def is_local(changed: Dirty | FileRecord) -> bool:
     """Whether an entry never goes to the store."""
-    return dirty.mode is WriteMode.MUST_CACHE or dirty.kind is Kind.SPECIAL
+    return changed.mode is WriteMode.MUST_CACHE or changed.kind is Kind.SPECIAL
 
 
 def size_of(dirty: Dirty) -> int:

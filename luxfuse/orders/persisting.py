@@ -89,6 +89,9 @@ class _Wait:
         if local:
             several = f" and {len(local) - 1} more" if len(local) > 1 else ""
             self._notes.append(f"{path_of(local[0].key)}{several}: local only ({_why_local(local[0])})")
+        for wait, promised in backlog.unfinished.promises.items():
+            if is_at_or_below(promised.key, path):
+                self._fail(promised.key, f"cannot be taken up from the last run yet: {wait.error}")
         for key in backlog.journal.deletes:
             if is_at_or_below(key, path):
                 self.left.append(_Wanted(key, None, backlog.deletes.error(key)))

@@ -137,6 +137,27 @@ class Staging:
         self._unsynced[_identity(os.fstat(fd))] = self.path
         return fd
 
+    def write_anew(self, number: int, content: bytes, stamp_ns: int | None) -> int:
+        """Replace a staging file, if there is one, by another with this content and mtime; returns a descriptor of it.
+
+        All of it or nothing, whatever fails. Raises OSError.
+        """
+        path = self.path_of(number)
+        part = path.with_name(f"spare-anew-{number:x}")
+        fd = os.open(part, _FLAGS | os.O_CREAT | os.O_TRUNC, 0o600)
+        try:
+            write_all(fd, content, 0)
+            if stamp_ns is not None:
+                os.utime(fd, ns=(stamp_ns, stamp_ns))
+            part.rename(path)
+        except BaseException:
+            os.close(fd)
+            part.unlink(missing_ok=True)
+            raise
+        self._left.discard(number)
+        self._unsynced[_identity(os.fstat(fd))] = path.parent
+        return fd
+
     def adopt(self, directory: CacheDirectory, oid: bytes, number: int) -> int:
         """Make an object's cache file a staging file; returns a descriptor for reading and writing. Raises OSError."""
         source, target = directory.file_of(oid), directory.path / "staging" / f"{number:016x}"

@@ -1,4 +1,4 @@
-"""Keys that are being moved: nothing at or below them is pushed or removed meanwhile."""
+"""Keys that are being moved: nothing at or below them is pushed or removed meanwhile. So with those whose names wait."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TypeVar
 
 import trio
 
+from luxfuse.core.names import directories_of
 from luxfuse.errors import StoreUnavailable
 from luxfuse.understore.retrying import Store
 from luxfuse.vfs.pace import Pace
@@ -37,18 +38,22 @@ class FrozenKeys:
         """``pace`` is told when something thaws."""
         self._store = store
         self._pace = pace
-        self._freezes: dict[str, Freeze] = {}
+        self._freezes: dict[str, list[Freeze]] = {}
         self._gates: dict[str, trio.Event] = {}
 
     @contextlib.contextmanager
     def freeze(self, *keys: str) -> Iterator[Freeze]:
         """Let nothing be pushed or removed at these keys of files, and below these prefixes, for the block."""
         frozen = Freeze()
-        self._freezes.update(dict.fromkeys(keys, frozen))
+        for key in keys:
+            self._freezes.setdefault(key, []).append(frozen)
         try:
             yield frozen
         finally:
-            self._freezes = {key: each for key, each in self._freezes.items() if each is not frozen}
+            for key in keys:
+                self._freezes[key].remove(frozen)
+                if not self._freezes[key]:
+                    del self._freezes[key]
             frozen.changed.set()
             self._pace.wake()
 
@@ -107,7 +112,15 @@ class FrozenKeys:
         return self._of(key) is not None
 
     def _of(self, key: str) -> Freeze | None:
-        return next((frozen for moved, frozen in self._freezes.items() if meet(key, moved)), None)
+        if not self._freezes:
+            return None
+        if (
+            found := next((f for above in (key, *directories_of(key)) if (f := self._freezes.get(above))), None)
+        ) is not None:
+            return found[0]
+        if not key.endswith("/"):
+            return None
+        return next((each[0] for moved, each in self._freezes.items() if moved.startswith(key)), None)
 
 
 def meet(key: str, other: str) -> bool:

@@ -36,16 +36,17 @@ class Shown:
     def listed(self, directory: int, batch: list[tuple[bytes, Entry]]) -> Iterator[tuple[bytes, Stat, int]]:
         """Yield (name, attributes, inode) of entries of a directory, as `stat` has them.
 
-        What lacks attributes holds for no time: the kernel looks it up before a program sees it. Files of one listing
-        that say nothing themselves differ in size and time only: what holds for one of them holds for all.
+        What lacks attributes, or waits, holds for no time: the kernel looks it up before a program sees it. Files of one
+        listing that say nothing themselves differ in size and time only: what holds for one of them holds for all.
         """
-        belief, dirty = self._namespace.belief, self._dirty
+        belief, dirty, unfinished = self._namespace.belief, self._dirty, self._namespace.unfinished
+        waiting = bool(unfinished)
         pattern: Stat | None = None
         checked_s = 0.0
         for name, entry in batch:
             inode = entry.inode
             plain = entry.attributes is None and entry.kind is Kind.FILE
-            if plain and (dirty.get(inode) is not None or belief.is_held(inode) or belief.doubts.any_entry):
+            if plain and (waiting or dirty.get(inode) is not None or belief.is_held(inode) or belief.doubts.any_entry):
                 plain = False
             if plain and pattern is not None and entry.checked_s == checked_s:
                 size, mtime_ns = entry.size, entry.mtime_ns or self._defaults.mtime_ns
@@ -55,7 +56,7 @@ class Shown:
                 ), inode  # fmt: skip
                 continue
             stat = self.stat(entry)
-            if self._descriptions.lacks(directory, entry):
+            if self._descriptions.lacks(directory, entry) or (waiting and unfinished.covers(directory, name)):
                 stat.ttl_s = 0.0
             if plain:
                 pattern, checked_s = stat, entry.checked_s

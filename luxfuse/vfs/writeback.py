@@ -304,7 +304,7 @@ class WriteBack:
     def pending(self) -> int:
         """Number of entries, deletes and unfinished renames that the store does not have yet."""
         dirty = sum(1 for d in self._entries if d.must_push or d in self._pushing)
-        return dirty + len(self._journal.deletes) + self._namespace.unfinished.count
+        return dirty + len(self._journal.deletes) + len(self._namespace.unfinished.renames)
 
     def hurry(self, prefix: str = "", *, failed: bool = True) -> None:
         """Push everything at or below a key at once, as far as it is closed; ``failed``: also what has failed lately."""

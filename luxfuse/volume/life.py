@@ -29,6 +29,7 @@ from luxfuse.tiers.directory import CacheDirectory
 from luxfuse.understore.failures import safe_url
 from luxfuse.understore.retrying import Store
 from luxfuse.vfs.backings import Backings
+from luxfuse.vfs.unfinished import error_of
 from luxfuse.volume import store_opening
 from luxfuse.volume.claiming import claimed, place_of
 from luxfuse.volume.neighbours import Neighbours
@@ -246,18 +247,21 @@ class VolumeLife:
             raise MountError(f"{source}: changes of the last run cannot be taken up: {exc}; mend that first") from None
         except OSError as exc:
             raise MountError(f"{source}: changes of the last run cannot be taken up: {exc}; mend that first") from None
-        unfinished = parts.namespace.unfinished
+        renames, promises = parts.namespace.unfinished.renames, parts.namespace.unfinished.promises
         counts = {
             "changed file": outcome.files,
             "delete": outcome.deletes,
-            "unfinished rename": outcome.moves - unfinished.count,
+            "unfinished rename": outcome.moves - len(renames),
         }
         found = [format_count(count, what) for what, count in counts.items() if count]
         said = [f"{', '.join(found)}, going to the under-store now"] if found else []
-        if unfinished.count:
-            waiting = format_count(unfinished.count, "rename")
-            why = unfinished.error or "the under-store has not made them yet"
+        if renames:
+            waiting = format_count(len(renames), "rename")
+            why = error_of(renames) or "the under-store has not made them yet"
             said.append(f"{waiting} that cannot be finished yet, so that their names wait: {why}")
+        if promises:
+            waiting = format_count(len(promises), "changed file")
+            said.append(f"{waiting} that cannot be taken up yet, so that their names wait: {error_of(promises)}")
         if outcome.recovered:
             said.append(f"{format_count(outcome.recovered, 'unclosed file')}, kept in {parts.recovered.directory}")
         if outcome.refused:

@@ -20,7 +20,7 @@ from luxfuse.index.entries import Attributes
 from luxfuse.index.names import ROOT_INODE
 from luxfuse.types import Kind, ObjectInfo
 from luxfuse.vfs.attributes import AttributeChanges, to_metadata
-from luxfuse.vfs.recovery import restart
+from luxfuse.vfs.recovery import later
 from tests.crash.lives import tree_of
 from tests.support.fake_kernel import CALLER
 from tests.support.fake_store import FakeStore
@@ -285,7 +285,7 @@ async def test_what_arrived_before_it_was_written_to_is_ours(tmp_path: Path) -> 
 async def test_a_store_that_refuses_the_credentials_keeps_no_successor_from_beginning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(restart, "REST_PAUSE_S", 0.01)
+    monkeypatch.setattr(later, "PAUSE_S", 0.01)
     options, driver = Options(write_mode="async-through"), FakeStore()
     driver.place("a", OLD)
     async with mounted(tmp_path / "life", driver, options, clean_end=False) as m:

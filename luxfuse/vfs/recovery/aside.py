@@ -68,29 +68,28 @@ class Aside:
             f"what there was of it is {kept}" if kept else "there was nothing in it",
         )
         parent, name = self._places.place(record.key)
-        entry = self._names.get(parent, name)
-        if entry is not None and entry.kind is record.kind:
-            self._names.erase(parent, name)
-            self._names.listings.forget(parent)
+        self._names.listings.forget(parent)
+        self._places.erase(parent, name, record.key)
         self._journal.drop_file(number)
         reached("recover.refused")
 
     async def give_way(self, number: int, record: FileRecord) -> int:
-        """Keep a content of which the name was changed anew before it could be taken up; returns 1, or 0 if it has none."""
+        """Keep a content of which the name is another one's that was taken up; returns 1, or 0 if it has none."""
         kept = await trio.to_thread.run_sync(self._keep_refused, number, record)
         log.warning(
-            "%r was changed before what the last run had left of it could be taken up; %s",
+            "%r was left twice by the last run; %s",
             record.key,
-            f"that is {kept}" if kept else "there was nothing in that",
+            f"one of them is {kept}" if kept else "there was nothing in one of them",
         )
         self._journal.drop_file(number)
         return int(kept is not None)
 
     async def set_aside(self, number: int, record: FileRecord) -> int:
         """A file that was never closed: keep its content, and let the name show the object of the store."""
+        removed = record.doomed and not await self._has_other(record)
         parent, name = self._places.place(record.key)
         entry = self._names.get(parent, name)
-        if record.doomed and not await self._has_other(record):
+        if removed:
             self._journal.put_delete(record.key, DeleteRecord(record.expect, 0, time.time()))
         elif entry is not None and entry.inode == record.inode:
             if record.expect:
@@ -134,7 +133,8 @@ class Aside:
         if record.kind is not Kind.FILE:
             target = self._journal.inline(number)
             return self._recovered.keep_bytes(target, record.key) if target else None
-        content = self._contents.open(number, record) if self._contents.is_there(number, record) else None
+        there = self._contents.is_there(number, record)
+        content = self._contents.open(number, record, is_open=False) if there else None
         if content is None:
             return None
         empty = content.size == 0

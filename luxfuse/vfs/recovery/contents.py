@@ -59,15 +59,17 @@ class JournalContents:
             return False
         if record.emptied or not _was_staged(record):
             return not self._is_untouched(number, record, st) and self._may_be_changed(number)
-        at_risk = record.kind is Kind.FILE and self._journal.rebooted and not self._intact
-        if not at_risk or self._journal.inline(number) is not None:
+        if record.kind is not Kind.FILE or self._journal.inline(number) is not None:
             return False
+        at_risk = self._journal.rebooted and not self._intact
         if record.content:
-            # Else it was cut by a program.
-            return st.st_size < record.size and st.st_mtime_ns <= record.stamp and self._may_be_changed(number)
-        if st.st_mtime_ns > record.stamp:
+            # Else it was cut by a program. It may have waited for the disk, from when the machine went down until now.
+            older = st.st_mtime_ns < record.stamp or (at_risk and st.st_mtime_ns == record.stamp)
+            return older and st.st_size < record.size and self._may_be_changed(number)
+        if at_risk and st.st_mtime_ns > record.stamp:
             return self._may_be_changed(number)
-        self._staging.remove(number)  # of what the store has, not all of which may have been on the disk
+        if at_risk:
+            self._staging.remove(number)  # of what the store has, not all of which may have been on the disk
         return False
 
     def _is_untouched(self, number: int, record: FileRecord, st: os.stat_result) -> bool:
@@ -83,35 +85,47 @@ class JournalContents:
         refuse_if_read_only(self._staging.path_of(number).parent)
         return True
 
-    def open(self, number: int, record: FileRecord) -> StagedBytes | None:
+    def open(self, number: int, record: FileRecord, *, is_open: bool) -> StagedBytes | None:
         """Open the content of a file, from the journal where the staging file has not got it. Blocks.
 
-        Raises OSError, EROFS where it would have to be written on a disk that has become read-only.
+        ``is_open``: by programs, which may have written to it since it was noted.
+        Raises OSError where it would have to be written on a disk that lets it not, and then it is as it was.
         """
-        path = self._staging.path_of(number)
-        intact = self._intact
+        path, inline = self._staging.path_of(number), self._journal.inline(number)
         try:
             fd = _open(path)
         except FileNotFoundError:
-            if self._journal.inline(number) is None and record.size:
+            if inline is None and record.size:
                 return None
-            refuse_if_read_only(path.parent)
-            fd, intact = self._staging.create(number), False
+            fd = self._written_anew(number, record)
+        else:
+            if inline is not None and self._is_behind(os.fstat(fd), record, is_open=is_open):
+                os.close(fd)
+                fd = self._written_anew(number, record)
         try:
-            return self._taken_up(fd, number, record, intact=intact)
+            return self._taken_up(fd, number, record)
         except BaseException:
             os.close(fd)
             raise
 
-    def _taken_up(self, fd: int, number: int, record: FileRecord, *, intact: bool) -> StagedBytes:
-        path, inline = self._staging.path_of(number), self._journal.inline(number)
-        st = os.fstat(fd)
-        if inline is not None and not intact and (st.st_mtime_ns < record.stamp or st.st_size < record.size):
-            self._may_be_changed(number)  # else it is open for reading only
-            os.ftruncate(fd, 0)
-            os.pwrite(fd, inline, 0)
-            os.utime(fd, ns=(record.stamp, record.stamp))
-        elif inline is not None and st.st_mtime_ns != record.stamp:
+    def _is_behind(self, st: os.stat_result, record: FileRecord, *, is_open: bool) -> bool:
+        """Whether a staging file is not all of what was promised, as the machine went down.
+
+        That may be a while ago: a record that waited for the disk is met by the successor of a daemon, too.
+        """
+        if self._intact and is_open:
+            return False
+        cut = st.st_size < record.size and (not self._intact or st.st_mtime_ns == record.stamp)
+        return cut or st.st_mtime_ns < record.stamp
+
+    def _written_anew(self, number: int, record: FileRecord) -> int:
+        self._may_be_changed(number)  # else it is open for reading only
+        inline = self._journal.inline(number)
+        return self._staging.write_anew(number, inline or b"", None if inline is None else record.stamp)
+
+    def _taken_up(self, fd: int, number: int, record: FileRecord) -> StagedBytes:
+        path, st = self._staging.path_of(number), os.fstat(fd)
+        if self._journal.inline(number) is not None and st.st_mtime_ns != record.stamp:
             self._staging.sync(fd)  # it was written to since, and takes the place of what the journal has
         base_bytes = min(record.base_size, st.st_size)  # it may have been cut since that was noted
         if not base_bytes:

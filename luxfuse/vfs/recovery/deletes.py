@@ -11,7 +11,6 @@ import trio
 from luxfuse.cache.together import together
 from luxfuse.core.names import directories_of
 from luxfuse.errors import NotFound, StoreError
-from luxfuse.index.entries import Entry
 from luxfuse.index.journal import Journal
 from luxfuse.index.names import Names
 from luxfuse.steps import reached
@@ -94,7 +93,9 @@ class UnfinishedDeletes:
     async def _gone_directories(self) -> set[str]:
         """Return the key prefixes of directories of which the store has only objects that are to be deleted."""
         gone: set[str] = set()
-        changed = {prefix for d in self._entries for prefix in (*directories_of(d.key), d.key)}
+        promised = [record.key for record in self._namespace.unfinished.promises.values()]
+        keys = [*promised, *(dirty.key for dirty in self._entries)]
+        changed = {prefix for key in keys for prefix in (*directories_of(key), key)}
         try:
             for prefix in sorted(self._journal.deletes_below):  # outer ones first
                 if prefix not in changed and (_above(prefix) in gone or await self._has_only_doomed(prefix)):
@@ -120,8 +121,16 @@ class UnfinishedDeletes:
             return
         place = self._places.place(key)
         self._namespace.hold(None, *place)
-        self._places.erase(*place, key)
+        if not self._is_promised(*place):
+            self._places.erase(*place, key)
         self._deletes.resume(key, place)
+
+    def _is_promised(self, parent: int, name: bytes) -> bool:
+        """Whether a name is that of what was promised: it is dirty again, or waits to be."""
+        if self._namespace.unfinished.has_promise(parent, name):
+            return True
+        entry = self._names.get(parent, name)
+        return entry is not None and self._entries.get(entry.inode) is not None
 
     async def _show_others(self, gone: set[str]) -> None:
         """The names of deletes are held, so that nobody asks for them: show what else stands for one in the store.
@@ -133,13 +142,12 @@ class UnfinishedDeletes:
                 if gone.intersection(directories_of(key)):
                     continue
                 parent, name = self._places.place(key)
-                entry = self._names.get(parent, name)
-                if entry is None or self._entries.get(entry.inode) is None:
-                    await self._show(parent, name, entry)
+                if not self._is_promised(parent, name):
+                    await self._show(parent, name)
         except StoreError as exc:
             log.info("what stands for names that are to be removed cannot be asked for yet: %s", exc)
 
-    async def _show(self, parent: int, name: bytes, known: Entry | None) -> None:
+    async def _show(self, parent: int, name: bytes) -> None:
         for kind in (Kind.DIRECTORY, Kind.FILE, Kind.SYMLINK):
             key = self._namespace.places.key(parent, name, kind)
             if key in self._journal.deletes:
@@ -150,6 +158,9 @@ class UnfinishedDeletes:
                     info = await self._store.head(key)
             elif await self._store.has_prefix(key):
                 info = ObjectInfo(key, 0, "", 0)
+            known = self._names.get(parent, name)
+            if self._is_promised(parent, name):
+                return  # it was taken up meanwhile, as its rename was made
             if info is not None:
                 if known is None or known.kind is not kind or known.version not in (info.version, MARKED):
                     self._names.create(

@@ -26,6 +26,10 @@ from luxfuse.vfs.recovery.places import JournalPlaces
 from luxfuse.vfs.writeback import WriteBack
 
 
+class Superseded(Exception):
+    """Something that is dirty has the name of a file of the journal."""
+
+
 class PromisedFiles:
     """The files, directories and symlinks that the journal promises to bring to the store."""
 
@@ -61,22 +65,15 @@ class PromisedFiles:
         self._cache = cache
         self._store = store
 
-    def is_superseded(self, record: FileRecord, *, waited: bool) -> bool:
-        """Whether the name of a record has been changed anew; ``waited``: that was so free that it may be another file."""
-        entry = self._names.get(*self._places.place(record.key))
-        if entry is None or self._entries.get(entry.inode) is None:
-            return False
-        return waited or entry.inode == record.inode or (entry.kind is record.kind and not record.content)
-
     async def resume(self, number: int, record: FileRecord) -> bool:
-        """Make an entry dirty again; False if it was never closed, or its content is gone."""
+        """Make an entry dirty again; False if it was never closed, or its content is gone. Raises `Superseded`."""
         is_open = self._is_open(record.inode)
         if not record.closed and not is_open:
             return False
         content = None
         own = is_open and self._contents.has_own(number, record)  # a program may have written to it since it was noted
         if record.kind is Kind.FILE and (own or self._contents.is_there(number, record)):
-            content = await trio.to_thread.run_sync(self._contents.open, number, record)
+            content = await trio.to_thread.run_sync(lambda: self._contents.open(number, record, is_open=is_open))
             if content is None:
                 return False
         inline = self._journal.inline(number)
@@ -86,7 +83,13 @@ class PromisedFiles:
             expect = await self._look_up(parent, name, record)
             if expect is None:
                 return False
-        entry = self._places.entry_of(parent, name, record)
+        try:
+            self._insist_that_it_is_free(parent, name)
+            entry = self._places.entry_of(parent, name, record)
+        except BaseException:
+            if content is not None:
+                content.close()
+            raise
         dirty = self._dirty(number, record, entry, (parent, name), expect, content, inline)
         self._entries.add(dirty)
         if dirty.needs_base:
@@ -102,6 +105,12 @@ class PromisedFiles:
         if dirty.must_push and dirty.closed and not dirty.emptied:
             self._writeback.schedule(dirty)
         return True
+
+    def _insist_that_it_is_free(self, parent: int, name: bytes) -> None:
+        """Raise `Superseded` where a name has been taken up already: what it stands for holds until the next wait only."""
+        entry = self._names.get(parent, name)
+        if entry is not None and self._entries.get(entry.inode) is not None:
+            raise Superseded
 
     def _dirty(
         self,
@@ -160,6 +169,7 @@ class PromisedFiles:
             if known is None or known.kind is not Kind.FILE or not known.version:
                 raise
             return known.version
+        self._insist_that_it_is_free(parent, name)
         entry = self._names.get(parent, name)
         if entry is None or entry.kind is not Kind.FILE or entry.version != info.version:
             self._names.create(

@@ -182,7 +182,7 @@ class UnfinishedMoves:
         """Make moves in the store, patiently, and let go of their names. ``tried``: set when each was tried once."""
         pause_s = FIRST_PAUSE_S
         self._store.presence.on_back.append(self._try_now)
-        self._namespace.unfinished.on_wanted = self._try_now
+        self._namespace.unfinished.on_wanted.append(self._try_now)
         while True:
             self._back = trio.Event()  # before they are tried: what calls for another try meanwhile is not lost
             moves = await self._make_as_many_as_can_be(moves)
@@ -223,11 +223,12 @@ class UnfinishedMoves:
             if move not in self._unmade:
                 self._unmade.append(move)
             copies = await self._objects.make(move.number, move.operation)
+            asked_s = self._namespace.now_s()
             found = {key: await self._objects.find(key) for key in move.inodes if not key.endswith("/")}
             self._unmade.remove(move)
             await self.take_up_rest()
             await self._look_at_what_is_only_described(move)
-            self._let_go(move, found, copies)
+            self._let_go(move, found, copies, asked_s)
         except (LuxError, OSError) as exc:
             return exc
         except Exception as exc:
@@ -235,20 +236,23 @@ class UnfinishedMoves:
             return Unforeseen(f"internal error ({type(exc).__name__}: {exc}), see the log")
         return None
 
-    def _let_go(self, move: _Move, found: dict[str, ObjectInfo | None], copies: dict[str, ObjectInfo]) -> None:
+    def _let_go(
+        self, move: _Move, found: dict[str, ObjectInfo | None], copies: dict[str, ObjectInfo], asked_s: float
+    ) -> None:
         """The store has the move: its names are what it says, and everything may be asked and done again."""
+        unfinished = self._namespace.unfinished
+        unfinished.end(move.wait)
         for key, inode in move.inodes.items():
             info, copy = found.get(key), copies.get(key)
             copied = copy is not None and info is not None and copy.version == info.version
-            self._places.settle(key, inode, info, copied=copied or move.operation.kind == SWAP)
+            self._places.settle(key, inode, info, asked_s, copied=copied or move.operation.kind == SWAP)
         for place in move.places:
             self._names.listings.forget(place[0])
             self._namespace.have_looked_up(*place)  # it was told that the rename failed
             entry = self._names.get(*place)
-            if entry is None or self._entries.get(entry.inode) is None:
+            if not unfinished.covers(*place) and (entry is None or self._entries.get(entry.inode) is None):
                 self._namespace.settle(None, *place)
         self._journal.drop_operation(move.number)
-        self._namespace.unfinished.end(move.wait)
         move.frozen.close()
         reached("recover.moved")
 

@@ -68,7 +68,7 @@ class InheritedOpens:
 
     def _restore_nameless(self, inode: int, fact: NamelessFact) -> bool:
         try:
-            content = self._contents.open(fact.number, fact.record)
+            content = self._contents.open(fact.number, fact.record, is_open=True)
         except OSError as exc:
             if exc.errno != errno.EROFS:
                 raise

@@ -92,8 +92,8 @@ class JournalPlaces:
             if entry is not None and entry.inode == inode:
                 self._names.move(*source, *target)
 
-    def settle(self, key: str, inode: int, info: ObjectInfo | None, *, copied: bool) -> None:
-        """A key has what an inode stands for: ``info`` in the store, None for a directory or what is only here.
+    def settle(self, key: str, inode: int, info: ObjectInfo | None, asked_s: float, *, copied: bool) -> None:
+        """A key has what an inode stands for: ``info`` in the store at ``asked_s``, None for a directory or what is here.
 
         ``copied``: it is known to be what the inode was under its old key; else that is so if it has the version that is
         known of the inode. What may be something else gets another inode.
@@ -107,7 +107,7 @@ class JournalPlaces:
         elif info is not None and self._entries.get(inode) is not None:
             return  # it is changed here, and pushed
         elif info is not None:
-            entry.version, entry.size, entry.checked_s = info.version, info.size, self._namespace.now_s()
+            entry.version, entry.size, entry.checked_s = info.version, info.size, asked_s
             describe(entry, entry.attributes, info.mtime_ns, entry.checked_s)
             self._names.put(parent, name, entry)
         else:

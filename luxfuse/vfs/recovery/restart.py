@@ -10,13 +10,15 @@
 6. Files that were closed or synced, or that programs have open (`opens`), are dirty again, and are uploaded. Those that
    were not have never been promised to anybody: their content is kept in the recovered directory, and the name shows the
    object of the store.
+7. What cannot be taken up yet, as the cache disk cannot be written or the store does not say what it has, waits, and so
+   does its name (`later`).
 
 The journal alone is believed: names that the index lacks are made anew.
 """
 
 from __future__ import annotations
 
-import errno
+import functools
 import logging
 from dataclasses import dataclass
 
@@ -25,7 +27,7 @@ import trio
 from luxfuse.cache.page_cache import PageCache
 from luxfuse.cache.recovered import Recovered
 from luxfuse.core import names as naming
-from luxfuse.errors import AccessDenied, LuxError, StoreError, StoreUnavailable
+from luxfuse.errors import LuxError, StoreError, StoreUnavailable
 from luxfuse.index.journal import FileRecord, Journal
 from luxfuse.index.names import Names
 from luxfuse.steps import reached
@@ -40,8 +42,9 @@ from luxfuse.vfs.promises import Promises
 from luxfuse.vfs.recovery.aside import Aside
 from luxfuse.vfs.recovery.contents import JournalContents
 from luxfuse.vfs.recovery.deletes import UnfinishedDeletes
-from luxfuse.vfs.recovery.files import PromisedFiles
+from luxfuse.vfs.recovery.files import PromisedFiles, Superseded
 from luxfuse.vfs.recovery.in_store import was_pushed
+from luxfuse.vfs.recovery.later import Later
 from luxfuse.vfs.recovery.moves import UnfinishedMoves
 from luxfuse.vfs.recovery.opens import InheritedOpens, is_left
 from luxfuse.vfs.recovery.places import JournalPlaces
@@ -54,10 +57,6 @@ log = logging.getLogger(__name__)
 ABORT_DEADLINE_S = 5.0
 MOVES_PATIENCE_S = 3.0
 """For how long the tree waits for the store to finish moves: as long as it takes to doubt that the store is there."""
-UNKNOWN_YET = (StoreUnavailable, AccessDenied)
-"""The store does not answer, or refuses the credentials: what it has of a file is not known before that is over."""
-REST_PAUSE_S = 2.0
-"""Between tries to take up what could not be while the store did not answer."""
 RESENT_S = 15.0
 """So long after recovery the kernel has sent all requests again, and they have begun. One that comes later still finds the
 file as the mount shows it, and not what was closed last."""
@@ -128,11 +127,19 @@ class Recovery:
             recovered=recovered,
             nursery=nursery,
         )
-        self._moves.take_up_rest = self._take_up_rest
-        self._rest: list[tuple[int, FileRecord]] = []
-        """What cannot be taken up while the store does not answer, or has not finished a move, or the disk is read-only."""
-        self._for_disk: set[int] = set()
-        """Those of them that have waited for the disk: their names were free meanwhile."""
+        self._later = Later(
+            namespace=namespace,
+            names=names,
+            places=places,
+            entries=entries,
+            staging=staging,
+            files=files,
+            frozen=writeback.frozen,
+            must_wait=self._moves.waits,
+            take_up=functools.partial(self._take_up, outcome=Outcome()),
+        )
+        self._moves.take_up_rest = self._later.try_again
+        self._unfinished = namespace.unfinished
         self._nursery = nursery
         self._writeback = writeback
         self._promises = promises
@@ -208,56 +215,22 @@ class Recovery:
             self._opens.restore()
             self._nursery.start_soon(self._promise_what_is_left, self._opens.left())
         await self._sweep_staging(outcome)
-        if self._rest:
-            self._nursery.start_soon(self._take_up_rest_patiently)
+        if self._later:
+            self._nursery.start_soon(self._later.run)
         await self._journal.commit()
         reached("recover.committed")
         return outcome
 
     async def _place(self, number: int, record: FileRecord, outcome: Outcome) -> None:
-        """Make a file of the journal dirty again, or set aside what there is of it."""
+        """Make a file of the journal dirty again, or set aside what there is of it; or let its name wait."""
         try:
             await self._take_up(number, record, outcome)
-        except UNKNOWN_YET as exc:
-            log.info("what became of %r cannot be told yet: %s", record.key, exc)
-            self._rest.append((number, record))
-        except OSError as exc:
-            if exc.errno != errno.EROFS:
+        except (LuxError, OSError) as exc:
+            if not self._later.put_off(number, record, exc):
                 raise
-            log.warning("%r cannot be taken up while the cache disk is read-only: %s", record.key, exc)
-            self._rest.append((number, record))
-            self._for_disk.add(number)
-
-    async def _take_up_rest(self) -> None:
-        """Take up what could not be before. Raises `LuxError`, OSError, with that still to be done which it is about.
-
-        What waits for a disk to be writable is left, and nothing else waits for that.
-        """
-        left: list[int] = []
-        while ready := [r for r in self._rest if r[0] not in left and not self._moves.waits(r[1].key)]:
-            number, record = ready[0]
-            self._rest.remove(ready[0])
-            try:
-                await self._take_up(number, record, Outcome())
-            except (LuxError, OSError) as exc:
-                self._rest.append((number, record))
-                if exc.errno != errno.EROFS:
-                    raise
-                left.append(number)
-
-    async def _take_up_rest_patiently(self) -> None:
-        while self._rest:
-            await trio.sleep(REST_PAUSE_S)
-            try:
-                await self._take_up_rest()
-            except (LuxError, OSError) as exc:
-                log.info("what the last run left cannot be taken up yet: %s", exc)
 
     async def _take_up(self, number: int, record: FileRecord, outcome: Outcome) -> None:
         self._staging.give_name_back(number)
-        if self._files.is_superseded(record, waited=number in self._for_disk):
-            outcome.recovered += await self._aside.give_way(number, record)
-            return
         if refusal := self._aside.refusal(record):
             outcome.refused += 1
             await self._aside.give_up(number, record, refusal)
@@ -265,7 +238,12 @@ class Recovery:
         if record.closed and not self._is_open(record.inode) and self._contents.is_torn(number, record):
             outcome.recovered += await self._aside.keep(number, record.key)
             reached("recover.torn")
-        if await self._files.resume(number, record):
+        try:
+            resumed = await self._files.resume(number, record)
+        except Superseded:
+            outcome.recovered += await self._aside.give_way(number, record)
+            return
+        if resumed:
             reached("recover.resumed")
         else:
             if record.closed and self._moves.waits(record.key):
@@ -309,7 +287,8 @@ class Recovery:
     def old_uploads(self) -> set[tuple[str, str]]:
         """Return the uploads, key and id, of the last run that are not gone on with; before new ones are begun."""
         resumed = {(d.source.open.key, d.source.open.upload) for d in self._entries if d.source and d.source.open}
-        return self._journal.uploads.open - resumed
+        wait = {record.key for record in self._unfinished.promises.values()}
+        return {each for each in self._journal.uploads.open - resumed if each[0] not in wait}
 
     async def abort_uploads(self, uploads: set[tuple[str, str]]) -> None:
         """Drop uploads, behind the mount; those that cannot be dropped now are left to the next one."""

@@ -55,6 +55,28 @@ def write(staging: Staging, number: int, data: bytes, offset: int = 0) -> None:
     os.close(fd)
 
 
+@pytest.mark.parametrize("there", [True, False])
+def test_what_is_written_anew_is_all_there_or_as_before(
+    staging: Staging, monkeypatch: pytest.MonkeyPatch, there: bool
+) -> None:
+    """A part of it would be taken for what a program has written."""
+    if there:
+        write(staging, 1, b"before")
+    path = staging.path_of(1)
+
+    def full(fd: int, _content: bytes, _offset: int) -> None:
+        os.pwrite(fd, b"ne", 0)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "write_all", full)
+        with pytest.raises(OSError, match="No space left"):
+            staging.write_anew(1, b"new", 7)
+    assert [each.read_bytes() for each in staging.path.iterdir()] == [b"before"] * there
+    os.close(staging.write_anew(1, b"new", 7))
+    assert (path.read_bytes(), path.stat().st_mtime_ns, list(staging.stored())) == (b"new", 7, [1])
+
+
 @pytest.mark.parametrize("spare", [True, False])
 def test_a_new_file_is_empty_private_and_its_own(staging: Staging, spare: bool) -> None:
     if spare:

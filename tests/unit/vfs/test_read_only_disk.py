@@ -2,27 +2,37 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
+import msgspec
 import pytest
+import trio
 
+from luxfuse.errors import StoreUnavailable
 from luxfuse.index.names import ROOT_INODE
 from luxfuse.index.records import FileRecord
+from luxfuse.orders.persisting import persist
 from luxfuse.tiers.directory import CacheDirectory
 from luxfuse.tiers.staging import Staging
 from luxfuse.types import Kind, WriteMode
-from luxfuse.vfs import writer
-from luxfuse.vfs.recovery import restart
+from luxfuse.vfs import unfinished, writer
+from luxfuse.vfs.attributes import Caller
+from luxfuse.vfs.recovery import later
 from luxfuse.vfs.recovery.contents import JournalContents
+from luxfuse.vfs.recovery.files import PromisedFiles
+from luxfuse.vfs.unfinished import Unfinished, error_of
 from tests.support.disks import read_only
 from tests.support.fake_store import FakeStore
 from tests.support.harness import Mount, mounted, random_bytes, until
+from tests.unit.orders.test_backlog import backlog_of, last
 
 DATA = random_bytes(100_000, 1)
+CALLER = Caller(0, 0, 1, 0o022)
 
 
 def turn_read_only(m: Mount) -> Callable[[], None]:
@@ -123,7 +133,7 @@ async def test_a_promise_that_only_a_disk_that_is_written_can_keep(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left: str
 ) -> None:
     """As a power cut leaves it: the journal has the content, or the staging file has no name. Nothing else waits for it."""
-    monkeypatch.setattr(restart, "REST_PAUSE_S", 0.01)
+    monkeypatch.setattr(later, "PAUSE_S", 0.01)
     driver, data = FakeStore(), DATA if left == "retired" else DATA[:1000]
     async with mounted(tmp_path, driver, write_mode="async-through", flusher=False, clean_end=False) as m:
         for name in ("a", "b"):
@@ -148,41 +158,154 @@ async def test_a_promise_that_only_a_disk_that_is_written_can_keep(
             assert driver.objects["a"][0] == driver.objects["b"][0] == data
 
 
-@pytest.mark.expected_logs("cannot be taken up while", "cache directory", "was changed before what the last run had left")
-@pytest.mark.parametrize("stored", [True, False])
-async def test_what_is_written_anew_before_a_promise_can_be_kept_stays(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stored: bool
+async def begun(m: Mount, name: str, data: bytes, parent: int = ROOT_INODE) -> None:
+    """Have a file promised of which the journal alone has the content, as a power cut leaves it."""
+    handle, inode = await m.kernel.create(m.fs, parent, name.encode(), 0o644)
+    await m.kernel.write(m.fs, handle, 0, data)
+    await m.kernel.close(m.fs, handle)
+    dirty = m.dirty.get(inode)
+    assert dirty is not None
+    m.staging.path_of(dirty.number).unlink()
+
+
+@contextlib.contextmanager
+def unwritable(directory: Path, why: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None]]:
+    """Let nothing be written to a directory; yields what ends that."""
+    if why == "read-only":
+        with read_only(directory) as let_be_written:
+            yield let_be_written
+        return
+
+    def refuse(*_arguments: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as full:
+        full.setattr("luxfuse.tiers.staging.write_all", refuse)
+        yield full.undo
+
+
+@pytest.mark.expected_logs("cannot be taken up while", "cache directory")
+@pytest.mark.parametrize(("stored", "why"), [(True, "read-only"), (False, "read-only"), (True, "full")])
+async def test_a_name_waits_while_what_was_promised_of_it_waits_for_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stored: bool, why: str
 ) -> None:
-    """The name is free while the disk is read-only. What was promised is kept, and no daemon ends."""
-    monkeypatch.setattr(restart, "REST_PAUSE_S", 1000.0)
+    """Were it opened meanwhile, it would show what was there before, and one of two promises would be lost."""
+    monkeypatch.setattr(later, "PAUSE_S", 1000.0)
     driver = FakeStore()
     if stored:
         driver.place("a", b"stored")
     async with mounted(tmp_path, driver, write_mode="async-through", flusher=False, clean_end=False) as m:
         await m.entries()
         if stored:
-            handle = await m.kernel.open(m.fs, await m.inode("a"), os.O_WRONLY)
+            handle = await m.kernel.open(m.fs, await m.inode("a"), os.O_WRONLY | os.O_TRUNC)
+            await m.kernel.write(m.fs, handle, 0, b"promised")
+            await m.kernel.close(m.fs, handle)
+            m.staging.path_of(next(iter(m.dirty)).number).unlink()
         else:
-            handle, _ = await m.kernel.create(m.fs, ROOT_INODE, b"a", 0o644)
-        await m.kernel.write(m.fs, handle, 0, b"promised")
-        await m.kernel.close(m.fs, handle)
-        (dirty,) = m.dirty
-        m.staging.path_of(dirty.number).unlink()
+            await begun(m, "a", b"promised")
+        await m.index.flush()
+        base = m.directory.path.parent
+    with unwritable(base, why, monkeypatch) as let_be_written:
+        async with mounted(tmp_path, driver, write_mode="async-through") as m:
+            entries = await m.entries()
+            assert entries.keys() == {b"a"}
+            inode = entries[b"a"]
+            for call in (
+                m.fs.lookup(ROOT_INODE, b"a"),
+                m.fs.getattr(inode),
+                m.fs.open(inode, os.O_RDONLY, CALLER),
+                m.fs.open(inode, os.O_WRONLY | os.O_TRUNC, CALLER),
+                m.fs.unlink(ROOT_INODE, b"a"),
+                m.kernel.create(m.fs, ROOT_INODE, b"a", 0o644),
+            ):
+                with pytest.raises(Unfinished) as told:
+                    await call
+                assert told.value.errno == errno.EIO
+            backlog = backlog_of(m)
+            tally = backlog.tally()
+            assert (tally.files, tally.bytes, tally.due, tally.failing) == (1, len(b"promised"), 1, 1)
+            assert backlog.has_changes("a")
+            assert (
+                "cannot be taken up from the last run yet: the cache disk"
+                in (await last(persist(backlog, ["a"]))).failures[0]
+            )
+            let_be_written()
+            await m.recovery._later.try_again()
+            assert not m.namespace.unfinished
+            assert (ROOT_INODE, b"a") in m.kernel.invalidated
+            assert await m.read_all("a") == b"promised"
+            handle = await m.kernel.open(m.fs, await m.inode("a"), os.O_WRONLY)
+            await m.kernel.write(m.fs, handle, 0, b"A")
+            await m.kernel.close(m.fs, handle)
+            await m.drain()
+            assert driver.objects["a"][0] == b"Aromised"
+            assert not m.recovered.directory.exists()
+
+
+@pytest.mark.expected_logs("cannot be taken up while", "cache directory")
+async def test_a_directory_stays_where_something_waits_for_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that it takes along would be made anew at the old place."""
+    monkeypatch.setattr(later, "PAUSE_S", 1000.0)
+    driver = FakeStore()
+    async with mounted(tmp_path, driver, write_mode="async-through", flusher=False, clean_end=False) as m:
+        await m.fs.mkdir(ROOT_INODE, b"d", 0o755, CALLER)
+        await begun(m, "a", b"promised", await m.inode("d"))
+        await m.index.flush()
         base = m.directory.path.parent
     with read_only(base) as let_be_written:
         async with mounted(tmp_path, driver, write_mode="async-through") as m:
+            with m.impatient(), pytest.raises(StoreUnavailable, match="which cannot be taken up yet"):
+                await m.fs.rename(ROOT_INODE, b"d", ROOT_INODE, b"e", 0)
             let_be_written()
-            await m.entries()
-            if stored:
-                handle = await m.kernel.open(m.fs, await m.inode("a"), os.O_WRONLY | os.O_TRUNC)
-            else:
-                handle, _ = await m.kernel.create(m.fs, ROOT_INODE, b"a", 0o644)
-            await m.kernel.write(m.fs, handle, 0, b"anew")
-            await m.kernel.close(m.fs, handle)
-            await m.recovery._take_up_rest()
+            await m.recovery._later.try_again()
+            await m.fs.rename(ROOT_INODE, b"d", ROOT_INODE, b"e", 0)
+            assert await m.read_all("e/a") == b"promised"
             await m.drain()
-            assert driver.objects["a"][0] == b"anew"
-            assert [path.read_bytes() for path in m.recovered.directory.iterdir()] == [b"promised"]
+            assert driver.objects["e/a"][0] == b"promised"
+            assert "d/a" not in driver.objects
+
+
+@pytest.mark.expected_logs("cannot be taken up while", "cannot be taken up, in an unexpected way")
+async def test_a_mistake_of_ours_ends_no_daemon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The name waits on, and is tried again for a program that asks for it."""
+    monkeypatch.setattr(later, "PAUSE_S", 0.01)
+    monkeypatch.setattr(unfinished, "HURRY_S", 0.0)
+    driver, resume, wrong = FakeStore(), PromisedFiles.resume, OSError(errno.ENOSPC, "full")
+    async with mounted(tmp_path, driver, write_mode="async-through", flusher=False, clean_end=False) as m:
+        await begun(m, "a", b"promised")
+
+    async def fail(*_arguments: object) -> bool:
+        await trio.lowlevel.checkpoint()
+        raise wrong
+
+    with monkeypatch.context() as patched:
+        patched.setattr(PromisedFiles, "resume", fail)
+        async with mounted(tmp_path, driver, write_mode="async-through") as m:
+            wrong = RuntimeError("mistake")  # type: ignore[assignment]
+            await until(lambda: "internal error (RuntimeError: mistake)" in str(error_of(m.namespace.unfinished.promises)))
+            patched.setattr(PromisedFiles, "resume", resume)
+            assert await m.read_all("a") == b"promised"
+
+
+@pytest.mark.expected_logs("was left twice")
+async def test_a_name_that_the_journal_has_twice(tmp_path: Path) -> None:
+    """One of both is kept aside."""
+    driver = FakeStore()
+    async with mounted(tmp_path, driver, write_mode="async-through", flusher=False, clean_end=False) as m:
+        for name, data in (("a", b"first"), ("b", b"second")):
+            handle, _ = await m.kernel.create(m.fs, ROOT_INODE, name.encode(), 0o644)
+            await m.kernel.write(m.fs, handle, 0, data)
+            await m.kernel.close(m.fs, handle)
+        first, second = sorted(m.journal.files.items())
+        record = msgspec.structs.replace(second[1], key="a", inode=first[1].inode)
+        m.journal.put_file(second[0], record, m.journal.inline(second[0]))
+        await m.journal.commit()
+    async with mounted(tmp_path, driver, write_mode="async-through") as m:
+        await m.drain()
+        assert driver.objects["a"][0] == b"first"
+        assert [path.read_bytes() for path in m.recovered.directory.iterdir()] == [b"second"]
 
 
 @pytest.mark.parametrize("emptied", [True, False])
@@ -204,5 +327,26 @@ def test_what_a_power_cut_has_torn_is_not_taken_for_what_was_promised(tmp_path: 
         let_be_written()
         assert contents.is_torn(1, record) is emptied
         assert staging.path_of(1).exists() is emptied
+    staging.close()
+    directory.close()
+
+
+@pytest.mark.parametrize("is_open", [True, False])
+def test_what_waited_since_a_power_cut_is_what_was_promised_for_a_successor_too(tmp_path: Path, is_open: bool) -> None:
+    """It knows that no machine went down since the daemon before it had begun. What is open a program may have cut."""
+    directory = CacheDirectory(tmp_path / "cache", "source")
+    staging = Staging(directory)
+    os.close(staging.create(1))
+    record = FileRecord(
+        key="a", kind=Kind.FILE, mode=WriteMode.ASYNC_THROUGH, inode=2, attributes=None, expect=None, base_key="",
+        base_version="", base_size=0, size=8, stamp=staging.path_of(1).stat().st_mtime_ns, closed=True, content=True,
+        since_s=0.0,
+    )  # fmt: skip
+    journal = SimpleNamespace(rebooted=False, inline=lambda _number: b"promised")
+    contents = JournalContents(journal, staging, cache=None, intact=True)  # type: ignore[arg-type]
+    content = contents.open(1, record, is_open=is_open)
+    assert content is not None
+    assert staging.path_of(1).read_bytes() == (b"" if is_open else b"promised")
+    content.close()
     staging.close()
     directory.close()
