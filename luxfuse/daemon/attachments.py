@@ -111,15 +111,17 @@ class Attachments:
         await trio.to_thread.run_sync(check_places, settings)
         self._check(path, settings)
         record = Record(path=path, source=source, options=dict(options), number=self._next_number())
-        a = self._attached[path] = Attached(record, settings, Volume(record.number))
+        a = self._attached[path] = Attached(record, settings, Volume(record.number), on_record=False)
         try:
             await self._check_directory(path)
             await self._start(a)
             try:
                 await self._hang(a)
-                a.state = "serving" if a.parts is not None else "unreachable"
+                a.on_record = True
                 await self._record()
+                a.state = "serving" if a.parts is not None else "unreachable"  # nobody detaches it before
             except BaseException:
+                a.on_record = False
                 with trio.CancelScope(shield=True):
                     await self._take_down(a)
                 raise
@@ -132,8 +134,6 @@ class Attachments:
 
     def _forget(self, a: Attached) -> None:
         """A volume is gone, and nobody goes on with it; it may have failed before, and have set its locks aside."""
-        if self._attached.get(a.path) is not a:
-            return  # it was detached while its attach failed
         number = self._attached.pop(a.path).record.number
         if self._succession is not None:
             self._succession.forget_volume(number)
@@ -397,6 +397,6 @@ class Attachments:
     async def _record(self) -> None:
         """Remember what is attached. Raises `MountError`."""
         async with self._recording:
-            records = [a.record for a in self._attached.values() if a.on_record and a.state != "attaching"]
+            records = [a.record for a in self._attached.values() if a.on_record]
             recorded = Recorded(last_number=self._last_number, attached=records)
             await trio.to_thread.run_sync(self._file.write, recorded)

@@ -71,11 +71,17 @@ class Backlogs:
         for number, (place, backlog, insides) in enumerate(found, 1):
             async with aclosing(persist(backlog, insides)) as steps:
                 async for step in steps:
+                    ended = step.done
+                    if not ended and all(each is not backlog for _, each in self._members()):
+                        ended = True  # nothing of it is brought up any more
+                        failures.append(f"{place}: it was detached meanwhile, or failed")
                     failures += [_inside(place, line) for line in step.failures]
                     notes += [_inside(place, line) for line in step.notes]
-                    done = step.done and number == len(found)
+                    done = ended and number == len(found)
                     said = (tuple(failures), tuple(notes)) if done else ((), ())
                     yield replace(step, done=done, failures=said[0], notes=said[1])
+                    if ended:
+                        break
 
     def has_changes(self, path: str) -> bool:
         """Whether anything at or below a path is not in its store."""

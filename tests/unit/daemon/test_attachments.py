@@ -24,6 +24,7 @@ from luxfuse.fuse.inheritance import Inheritance
 from luxfuse.tiers.slots import Slots
 from luxfuse.vfs.volumes import Volume, Volumes
 from tests.support.fake_kernel import FakeKernel
+from tests.support.harness import until
 
 RECORD = Record(path="m", source="s3://other", options={}, number=1)
 
@@ -165,3 +166,39 @@ async def test_a_volume_that_fails_while_it_is_detached_stays_in_the_hands_of_th
         await nursery.start(made._run, a)
     assert a.error == "it failed in an unexpected way; see the log"
     assert a.state == ("unreachable" if state == "serving" else state)
+
+
+async def test_what_cannot_be_recorded_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A detach that comes meanwhile would fail for the same reason, and show the volume that has ended."""
+    tree = Volumes(cast(Any, FakeKernel()))
+    directories = SimpleNamespace(relist=lambda _inode: None)
+    tree.main.serve(cast(Any, SimpleNamespace(directories=directories)), negative_ttl_s=1, read_only=False)
+    settings = cast(Any, SimpleNamespace(mountpoint="/mnt/x", source_id="main", request_timeout_s=1))
+    other = SimpleNamespace(mountpoint="/mnt/x", source_id="other", request_timeout_s=1)
+    full = trio.Event()
+
+    async def start(a: Attached) -> None:
+        a.parts = cast(Any, SimpleNamespace())
+        a.ended.set()
+
+    async def record() -> None:
+        await full.wait()
+        raise MountError("attached.json: cannot be written")
+
+    async def attach() -> None:
+        with pytest.raises(MountError, match="cannot be written"):
+            await made.attach(settings, "s3://other", "m", {})
+
+    monkeypatch.setattr(attachments.building, "attached", lambda *_: other)
+    monkeypatch.setattr(attachments, "check_places", lambda _settings: None)
+    async with trio.open_nursery() as nursery:
+        made = Attachments(settings, cast(Any, SimpleNamespace(volumes=tree)), tmp_path, nursery)
+        monkeypatch.setattr(made, "_start", start)
+        monkeypatch.setattr(made, "_record", record)
+        nursery.start_soon(attach)
+        await until(lambda: bool(made._attached) and made._attached["m"].hung)
+        with pytest.raises(MountError, match="somebody else is attaching it right now"):
+            _ = [step async for step in made.detach("m", force=True)]
+        full.set()
+    assert not made.volumes()
+    await tree.attach(Volume(2), "m")  # its name is free

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from contextlib import aclosing
 from pathlib import Path
 
 import pytest
 
 from luxfuse.errors import AccessDenied
-from luxfuse.orders.backlog import Progress
+from luxfuse.orders.backlog import Backlog, Progress
 from luxfuse.orders.backlogs import Backlogs
 from luxfuse.types import WriteMode
 from tests.support.fake_store import FakeStore
@@ -90,3 +91,27 @@ async def test_errors_name_the_volume(tmp_path: Path) -> None:
         assert seen is not None
         assert (seen.files, seen.error) == (1, error)
         refusing._failures.clear()
+
+
+@pytest.mark.parametrize("detached", [0, 1])
+async def test_what_is_detached_by_force_is_not_waited_for(tmp_path: Path, detached: int) -> None:
+    """Nothing of it is brought up any more, so it would be waited for without end."""
+    members: list[tuple[str, Backlog]] = []
+    async with contextlib.AsyncExitStack() as stack:
+        for place in ("m", "n"):
+            (tmp_path / place).mkdir()
+            driver = FakeStore()
+            m = await stack.enter_async_context(mounted(tmp_path / place, driver, write_mode=ASYNC))
+            if len(members) == detached:
+                driver.hold("put", "put_file")
+                stack.callback(driver.release)
+            await make(m, "a", b"1")
+            members.append((place, backlog_of(m)))
+        stuck = members[detached][1]
+        steps = []
+        async with aclosing(Backlogs(lambda: members).persist([""])) as found:
+            async for step in found:
+                steps.append(step)
+                members[:] = [each for each in members if each[1] is not stuck]
+    assert [step.done for step in steps] == [*[False] * (len(steps) - 1), True]
+    assert steps[-1].failures == (f"{'mn'[detached]}: it was detached meanwhile, or failed",)
