@@ -170,6 +170,15 @@ class Workers:
                 log.exception("the outcome of a request could not be dealt with")
         self._start_threads(FEWEST)
 
+    def bound(self, limit: int) -> None:
+        """Have up to ``limit`` threads from now on; those beyond end when they have done what waits."""
+        self._most = limit
+        self._lost = min(self._lost, limit)
+        self._concurrency.bound(limit)
+        for _ in range(self._threads - limit - self._lost):
+            self._turns.put(False)
+            self._threads -= 1
+
     def give_up(self) -> None:
         """Count a thread out whose job hangs, so that another may take its place; bounded by the limit in all."""
         if self._lost < self._most:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import errno
 import logging
 import math
-import resource
 import threading
 import time
 from collections import OrderedDict
@@ -19,14 +18,13 @@ from typing import Protocol, TypeVar
 import trio
 
 from luxfuse.errors import LuxError
+from luxfuse.shares import limit, shares
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 SHORTAGE_WAITS_S = (0.05, 0.2, 1.0)
 LOGGED_S = 60.0
-LEAST_OPEN = 16
-MOST_OPEN = 4096
 TRIES = 64
 
 
@@ -122,16 +120,10 @@ async def patiently(run: Callable[[], Awaitable[T]]) -> T:
     raise NoDescriptors("no descriptors are left")
 
 
-def limit() -> int:
-    """Return how many files this process may have open."""
-    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-
-
 def of_this_process() -> Descriptors:
     """Return the one that all volumes share: the limit is the process's."""
-    wanted = min(MOST_OPEN, max(LEAST_OPEN, limit() // 8))
-    _shared.most = wanted
+    _shared.most = shares().staged
     return _shared
 
 
-_shared = Descriptors(MOST_OPEN)
+_shared = Descriptors(shares().staged)

@@ -15,7 +15,6 @@ from luxfuse.cache import disk
 from luxfuse.cache.budget import RecentPages
 from luxfuse.cache.cached import CachedObject, Flight
 from luxfuse.cache.contents import Contents
-from luxfuse.cache.descriptors import is_shortage, shortages
 from luxfuse.cache.race import Fetched
 from luxfuse.cache.space import Space
 from luxfuse.core.ledger import allocated_bytes
@@ -161,7 +160,4 @@ class Landing:
 
 def _not_stored(space: Space, error: OSError, obj: CachedObject) -> None:
     """What was fetched could not be written: its reader has it, and the next one fetches it again."""
-    if is_shortage(error):
-        shortages.note(f"{obj.record.key!r} is not kept in the cache")
-    else:
-        space.fail(error)
+    space.fail(error, f"{obj.record.key!r} is not kept in the cache")

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 
 import trio
 
+from luxfuse.cache.descriptors import is_shortage, shortages
 from luxfuse.cache.placing import Holder
 from luxfuse.cache.removal import Removal, Removed
 from luxfuse.cache.shared import PartRemover, Shared
@@ -305,8 +306,14 @@ class Space:
 
     # -- a sick directory
 
-    def fail(self, exc: OSError) -> None:
-        """Note that the directory failed; it is bypassed until a probe succeeds."""
+    def fail(self, exc: OSError, what: str = "the cache disk is not used") -> None:
+        """Note that the directory failed; it is bypassed until a probe succeeds.
+
+        Not where no descriptors are left, for ``what``: that says nothing of the disk.
+        """
+        if is_shortage(exc):
+            shortages.note(what)
+            return
         self.write_failures += 1
         reason = f"cache directory {self.directory.name}: {exc.strerror or exc}"
         if self.degraded is None:
@@ -336,7 +343,7 @@ class Space:
 
     def _lose_disk(self, exc: Unreadable) -> None:
         self.fail(exc)
-        if not self.unreadable:
+        if not (self.unreadable or is_shortage(exc)):
             self.unreadable = True
             log.warning("cache directory %s cannot be read; its files are not used until it can", self.directory.name)
             for told in self.shared.on_unreadable:

@@ -25,6 +25,7 @@ from luxfuse.index.journal import Journal
 from luxfuse.steps import reached
 from luxfuse.types import PAGE_BYTES, ObjectInfo
 from luxfuse.understore.base import UnderStore
+from luxfuse.understore.puts_together import Wanted
 from luxfuse.understore.retrying import Store
 
 LOST_PARTS = ("InvalidPart", "InvalidPartOrder")
@@ -57,9 +58,12 @@ class Uploader:
     async def _put(self, source: Source, metadata: Mapping[str, str], expect: str | None, stamp: Stamp) -> Uploaded:
         fd, key = source.bytes.fd, source.key
 
-        def put(driver: UnderStore) -> tuple[ObjectInfo, dict[int, int]]:
+        def read() -> tuple[memoryview, dict[int, int]]:
             data = memoryview(bytearray(stamp.size))
-            sums = read_checked(fd, 0, data)
+            return data, read_checked(fd, 0, data)
+
+        def put(driver: UnderStore) -> tuple[ObjectInfo, dict[int, int]]:
+            data, sums = read()
             return driver.put(key, data, metadata, expect=expect, keep=source.keep), sums
 
         what, conditional, patience = f"PUT {key!r}", self.store.is_conditional(expect), 1 + stamp.size / (8 << 20)
@@ -78,6 +82,7 @@ class Uploader:
                         once=source.retrying,
                         changes=[key],
                         conditional=conditional,
+                        small=Wanted(key, stamp.size, read, metadata, expect) if source.keep is None else None,
                     )
         self.store.note_stored(key, stamp.size)
         return Uploaded(info, sums, stamp)

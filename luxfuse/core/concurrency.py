@@ -28,6 +28,11 @@ class Concurrency:
         self._recent: deque[float] = deque(maxlen=WINDOW)
         self.limit = self._low
 
+    def bound(self, high: int) -> None:
+        """Go up to ``high`` from now on."""
+        self._low, self._high = min(self._low, high), high
+        self.limit = min(self.limit, high)
+
     def observe(self, seconds: float, size_bytes: int) -> None:
         """Take the duration and size of one request into account."""
         self._recent.append(seconds / max(1.0, size_bytes / MIB))

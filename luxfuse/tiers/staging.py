@@ -26,10 +26,10 @@ from pathlib import Path
 
 from luxfuse.core.spans import page_count
 from luxfuse.durable import sync_directory
+from luxfuse.shares import shares
 from luxfuse.tiers.directory import CacheDirectory, fallocate, ignored_if_read_only, refuse_if_read_only, write_all
 from luxfuse.types import PAGE_BYTES
 
-SPARES = 32
 COPY_BYTES = 1 << 20
 NUMBERED_NAME_BYTES = 240
 _ID = re.compile("[0-9a-f]{16}")
@@ -97,12 +97,12 @@ class Staging:
     @property
     def spares_low(self) -> bool:
         """Whether it is time to `refill`."""
-        return len(self._spares) <= SPARES // 2
+        return len(self._spares) <= shares().spares // 2
 
     def refill(self) -> None:
         """Make spare files. Blocks. Raises OSError."""
         with self._refilling:
-            while len(self._spares) < SPARES:
+            while len(self._spares) < shares().spares:
                 path = f"{self._home_staging}/spare-{next(self._numbers)}"
                 self._spares.append((path, os.open(path, _FLAGS | os.O_CREAT | os.O_EXCL, 0o600)))
 

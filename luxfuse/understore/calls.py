@@ -3,8 +3,8 @@
 Every driver call runs in a thread of this store's own limiters: writes have one of their own, so that reads never wait
 behind them. A call that outlives its deadline is abandoned: the caller gets `StoreUnavailable` at once, and the thread
 keeps its slot until the driver's own time-outs end it. So threads, abandoned ones included, never exceed
-``max_requests`` and `WRITES` more; with all slots taken, new calls wait for one inside their own deadline. Bulk requests
-have threads of their own (`submissions`).
+``max_requests`` and `WRITES` more, nor connections their share of the descriptors (`luxfuse.shares`); with all slots taken,
+new calls wait for one inside their own deadline. Bulk requests have threads of their own (`submissions`).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import random
 import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import trio
 
@@ -23,6 +23,7 @@ from luxfuse.errors import DeadlinePassed, StoreAway, StoreError, StoreUnavailab
 from luxfuse.types import ListPage
 from luxfuse.understore.base import UnderStore
 from luxfuse.understore.late import LateWrites, Write
+from luxfuse.understore.puts_together import PutsTogether, Wanted
 from luxfuse.understore.statistics import RequestKind
 from luxfuse.understore.submissions import Submissions, unforeseen
 
@@ -72,8 +73,9 @@ class Calls(Submissions):
             put_bytes_s=put_bytes_s,
             name=name,
         )
-        self._limiter = trio.CapacityLimiter(max_requests)
-        self._write_limiter = trio.CapacityLimiter(min(WRITES, max_requests))
+        self._limiter = trio.CapacityLimiter(self._allowed)
+        self._write_limiter = trio.CapacityLimiter(min(WRITES, self._allowed))
+        self._together = PutsTogether(lambda: self.driver, self._write_limiter, self.counters)
         self._rng = rng
         self._on_changed = on_changed
         self.late = LateWrites()
@@ -98,6 +100,7 @@ class Calls(Submissions):
         changes: Collection[str] = (),
         conditional: bool = False,
         target: str | None = None,
+        small: Wanted | None = None,
     ) -> T:
         """Return ``function(driver)``, run in a thread and retried within the deadline. ``what`` names it in errors.
 
@@ -108,11 +111,10 @@ class Calls(Submissions):
         charged to it. ``once``: make no further attempt, as the caller makes them. Large bodies are sent again less often.
         ``spent_s``: how much of the deadline a first attempt has taken. While the store is away nothing is tried, and what
         waits ends: `StoreAway`. ``changes``: the keys that a write is about, ``conditional``: the store compares their
-        version, ``target``: where it copies to. Before its deadline begins it waits, for as long again, for earlier ones
-        that may be made yet (`outlive`).
+        version, ``target``: where it copies to. ``small``: what ``function`` puts, if others may go with it. Before its
+        deadline begins it waits, for as long again, for earlier ones that may be made yet (`outlive`).
         """
         self.presence.require(what)
-        limiter = self._write_limiter if kind in ("put", "delete") else self._limiter
         throttle = self._throttle(kind) if size_bytes else None
         timeout_s = self._timeout_s * patience
         delays: Iterator[float] | None = None
@@ -131,10 +133,7 @@ class Calls(Submissions):
                     self.counters.attempts[kind] += 1
                     began_s = self._clock()
                     try:
-                        # The thread keeps its limiter slot until it really ends, also when it is abandoned.
-                        result = await trio.to_thread.run_sync(
-                            self._timed, kind, function, what, write, abandon_on_cancel=True, limiter=limiter
-                        )
+                        result = await self._attempt(kind, function, what, write, small)
                     except StoreError as exc:
                         last = exc
                         self.counters.failed(exc)
@@ -163,6 +162,24 @@ class Calls(Submissions):
                 self.late.end(write)
             self.counters.in_flight -= 1
             self.counters.note_durations()
+
+    def _allow(self, requests: int) -> None:
+        super()._allow(requests)
+        self._limiter.total_tokens = requests
+        self._write_limiter.total_tokens = min(WRITES, requests)
+
+    async def _attempt(
+        self, kind: RequestKind, function: Callable[[UnderStore], T], what: str, write: Write | None, small: Wanted | None
+    ) -> T:
+        if small is not None and write is not None and self._together.takes(small):
+            stored = await self._together.put(small, write)
+            if stored is not None:
+                return cast(T, stored)
+        limiter = self._write_limiter if kind in ("put", "delete") else self._limiter
+        # The thread keeps its limiter slot until it really ends, also when it is abandoned.
+        return await trio.to_thread.run_sync(
+            self._timed, kind, function, what, write, abandon_on_cancel=True, limiter=limiter
+        )
 
     def _delays(self, size_bytes: int) -> Iterator[float]:
         base_s = LARGE_BASE_S if size_bytes >= LARGE_BYTES else BASE_S

@@ -18,6 +18,7 @@ from luxfuse.errors import AccessDenied, LuxError, NoCredentials, StoreError, Wr
 from luxfuse.types import ListPage
 from luxfuse.understore.base import Abilities, UnderStore
 from luxfuse.understore.small_files import Answer, WantedFile, fetch_small, fetches_small
+from luxfuse.understore.small_puts import SmallPut, Tell, put_small, puts_small
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -144,6 +145,15 @@ class RenewingDriver:
     def fetch_small(self, files: Sequence[WantedFile], abandoned: bytearray) -> list[Answer]:
         """See `SmallFiles`; another driver may have been opened meanwhile, which does not."""
         return self._run(lambda opened: fetch_small(opened.driver, files, abandoned))
+
+    @property
+    def puts_small(self) -> bool:
+        """Whether the driver that is open now puts several small objects at once."""
+        return puts_small(self._now.driver)
+
+    def put_small(self, puts: Sequence[SmallPut], tell: Tell) -> None:
+        """See `PutsSmall`; another driver may have been opened meanwhile, which does not."""
+        self._run(lambda opened: put_small(opened.driver, puts, tell))
 
     def __getattr__(self, name: str) -> Any:
         if name in self.__dict__.get("_listed", ()):

@@ -12,8 +12,10 @@ from typing import Any, TypeVar, cast
 import trio
 
 from luxfuse.errors import AccessDenied, DeadlinePassed, NotFound, StoreAway, StoreError, StoreRejected
+from luxfuse.shares import shares
 from luxfuse.types import Buffer, ObjectInfo
 from luxfuse.understore.base import OnDescribed, UnderStore
+from luxfuse.understore.gets import client
 from luxfuse.understore.limits import Limits
 from luxfuse.understore.presence import Presence
 from luxfuse.understore.small_files import Answer, WantedFile, fetch_small, fetches_small
@@ -97,6 +99,7 @@ class Submissions(Limits):
         self.counters = RequestCounters(clock)
         self._timeout_s = request_timeout_s
         self._max_requests = max_requests
+        self._allowed = min(max_requests, shares().requests)
         self._clock = clock
         self._workers: Workers | None = None
         self._submitted: dict[int, _Submission] = {}
@@ -127,7 +130,7 @@ class Submissions(Limits):
             trio.lowlevel.current_trio_token().run_sync_soon(done, None, error)
             return
         if self._workers is None:
-            self._workers = Workers(self._max_requests)
+            self._workers = Workers(self._allowed)
         self.counters.attempts[kind] += requests
         self.counters.in_flight += 1
         self._next_submission += 1
@@ -220,8 +223,21 @@ class Submissions(Limits):
             nursery.start_soon(self.presence.run, self._probe, self.counters.answered)
             await self._watch_deadlines()
 
+    def _heed_descriptors(self) -> None:
+        """Make only as many requests at once as there are descriptors for, which may have become more, or fewer."""
+        client.allow(shares().requests)
+        allowed = min(self._max_requests, shares().requests)
+        if allowed != self._allowed:
+            self._allow(allowed)
+
+    def _allow(self, requests: int) -> None:
+        self._allowed = requests
+        if self._workers is not None:
+            self._workers.bound(requests)
+
     async def _watch_deadlines(self) -> None:
         while True:
+            self._heed_descriptors()
             await trio.sleep(DEADLINE_CHECK_S)
             sent_s = next((each.submitted_s for each in self._submitted.values() if each.submitted_s < math.inf), None)
             if sent_s is not None:

@@ -19,6 +19,7 @@ from luxfuse.understore.base import Abilities, UnderStore
 from luxfuse.understore.locations import family_of
 from luxfuse.understore.renewing import RenewingDriver
 from luxfuse.understore.small_files import Answer, WantedFile, fetch_small, fetches_small
+from luxfuse.understore.small_puts import SmallPut, Tell, put_small, puts_small
 
 log = logging.getLogger(__name__)
 
@@ -76,6 +77,15 @@ class UnopenedDriver:
     def fetch_small(self, files: Sequence[WantedFile], abandoned: bytearray) -> list[Answer]:
         """See `SmallFiles`."""
         return fetch_small(self._require(), files, abandoned)
+
+    @property
+    def puts_small(self) -> bool:
+        """Whether the driver puts several small objects at once."""
+        return self._opened is not None and puts_small(self._opened)
+
+    def put_small(self, puts: Sequence[SmallPut], tell: Tell) -> None:
+        """See `PutsSmall`."""
+        put_small(self._require(), puts, tell)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):

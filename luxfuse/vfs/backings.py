@@ -17,6 +17,7 @@ from luxfuse.cache.cached import CachedObject
 from luxfuse.cache.page_cache import PageCache
 from luxfuse.errors import NotFound, VersionChanged
 from luxfuse.index.entries import Entry
+from luxfuse.shares import shares
 from luxfuse.types import Buffer
 from luxfuse.vfs.copied import CopiedOpens
 from luxfuse.vfs.dirty import Dirty, DirtyEntries
@@ -25,11 +26,6 @@ from luxfuse.vfs.kernel import Kernel
 from luxfuse.vfs.namespace import Namespace
 from luxfuse.vfs.will import BackingFact, Will
 
-REGISTERED_BOUND = 16_384
-"""Inodes with a backing id at once: each is an open file, for the kernel and for us."""
-LEAST_REGISTERED = 8
-KEPT_FREE = 128
-"""Descriptors that the rest of the daemon may want."""
 RETIRE_TRIES = 64
 EXPECT_FROM = 4
 """Records are read together from so many on: each by itself passes the interpreter lock on."""
@@ -179,8 +175,7 @@ class Backings:
 
     def _has_room(self) -> bool:
         """Whether one more inode can have a backing, after backings that are not open have made room for it."""
-        most = min(REGISTERED_BOUND, max(LEAST_REGISTERED, (descriptors.limit() - KEPT_FREE) // 3))
-        if len(self._backings) < most:
+        if len(self._backings) < shares().registered:
             return True
         for oldest in list(islice(self._backings, RETIRE_TRIES)):
             if self.retire_idle(oldest):

@@ -29,13 +29,12 @@ from luxfuse.cache.page_cache import PageCache
 from luxfuse.cache.staged import StagedBytes
 from luxfuse.core.spans import missing_runs
 from luxfuse.index.entries import Entry
+from luxfuse.shares import shares
 from luxfuse.vfs.ahead import FillBehind
 from luxfuse.vfs.kernel import Kernel
 
 log = logging.getLogger(__name__)
 
-LENT_SHARE = 4
-"""Lent files may take so large a part of the descriptors: one in four. Others are read as before."""
 LENT_FROM_BYTES = 8 << 20
 """So much of a file must be there before it is lent while it is being filled."""
 TOLD_AT_ONCE = 4096
@@ -148,7 +147,7 @@ class Lendings:
 
     def _lend_file(self, inode: int, shared: CopiedInode, obj: CachedObject, fd: int, filling_bytes: int = 0) -> bool:
         """See `Kernel.lend`."""
-        room = self._lendings < descriptors.limit() // LENT_SHARE
+        room = self._lendings < shares().lent  # others are read as before
         if shared.lent is not None or not room or not self._kernel.lend(inode, fd, filling_bytes):
             return False
         shared.lent, shared.filling, shared.file_number = obj.oid, filling_bytes > 0, obj.file_number

@@ -10,7 +10,7 @@ from luxfuse.tiers.directory import CacheDirectory, FileSystemSpace, Unreadable
 
 
 class FailingDirectory(CacheDirectory):
-    """Raises OSError ``fail_writing`` or ``fail_reading`` (errno numbers, 0: works) where a real disk would.
+    """Raises OSError ``fail_writing``, ``fail_reading`` or ``fail_looking`` (errno numbers, 0: works) where a disk would.
 
     ``dead``: nothing works.
     """
@@ -19,6 +19,7 @@ class FailingDirectory(CacheDirectory):
         self.dead = False
         self.fail_writing = 0
         self.fail_reading = 0
+        self.fail_looking = 0
         super().__init__(base, source_id)
 
     def open(self, oid: bytes, *, create: bool = False) -> int:
@@ -30,8 +31,8 @@ class FailingDirectory(CacheDirectory):
 
     def look(self) -> FileSystemSpace:
         """Fail, or look."""
-        if self.dead:
-            raise Unreadable(errno.EIO, os.strerror(errno.EIO))
+        if code := errno.EIO if self.dead else self.fail_looking:
+            raise Unreadable(code, os.strerror(code))
         return super().look()
 
     def remove(self, oid: bytes) -> None:

@@ -75,12 +75,11 @@ def _daemon(arguments: Sequence[str]) -> int:
 
 
 def _heed_patience(path: str) -> None:
-    """Try requests for as long as a file says while it is there; see `Mount.impatient`."""
+    """Try requests for as long as a link says while it is there, which takes no descriptor; see `Mount.impatient`."""
 
     def said_s() -> float:
         try:
-            with open(path) as file:
-                return float(file.read())
+            return float(os.readlink(path))
         except FileNotFoundError:
             return math.inf
 

@@ -423,9 +423,7 @@ class Mount:
     def impatient(self, timeout_s: float = 0.5) -> Iterator[None]:
         """Have the daemon, a forked one, give up requests so soon for the block, in which they are to fail."""
         assert self._forked
-        written = self.base / "patience.new"
-        written.write_text(str(timeout_s))
-        written.replace(self._patience)
+        self._patience.symlink_to(str(timeout_s))
         try:
             yield
         finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from functools import partial
@@ -58,3 +59,29 @@ async def test_the_time_of_requests_and_not_that_of_jobs_makes_more_threads() ->
         while workers.width < 64:
             await trio.sleep(0.005)
     workers.close()
+
+
+async def test_threads_beyond_a_new_limit_end_and_what_waits_is_done() -> None:
+    of_others, workers = set(named_gets()), Workers(FEWEST)
+    held = threading.Event()
+    results: list[object] = []
+    for _ in range(JOBS):
+        workers.submit(partial(held.wait, 60), lambda result, _error: results.append(result), 0)
+    before = set(named_gets()) - of_others
+    assert len(before) == FEWEST
+    workers.bound(3)
+    held.set()
+    with trio.fail_after(60):
+        while len(results) < JOBS or len([thread for thread in before if thread.is_alive()]) > 3:
+            await trio.sleep(0.001)
+    assert results == [True] * JOBS
+    workers.submit(partial(int, 1), lambda result, _error: results.append(result), 0)
+    with trio.fail_after(60):
+        while len(results) <= JOBS:
+            await trio.sleep(0.001)
+    assert not set(named_gets()) - before - of_others
+    workers.close()
+
+
+def named_gets() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name.startswith("get-")]

@@ -1,4 +1,4 @@
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from luxfuse.types import Buffer
 
@@ -18,10 +18,12 @@ _Result = (
 _Credentials = tuple[str, str, str | None] | tuple[str | None, tuple[str, ...]] | None
 _Head = tuple[int, int, int, float] | tuple[int, int, int, float, int, str, int, dict[str, str]]
 _Any = tuple[int, int, int, float] | tuple[int, int, int, float, bytes, bytes]
+_Asked = tuple[str, str, str | None, tuple[str, ...], str | None, bool, Buffer]
 _List = tuple[int, int, int, float] | tuple[int, int, int, float, bytes]
 
 _Part = tuple[int, int, int, float] | tuple[int, int, int, float, "Body", int, int, dict[str, str]]
 
+def allow(descriptors: int, /) -> None: ...
 def release() -> None: ...
 
 class Body:
@@ -48,14 +50,7 @@ class Pool:
     def fetch(self, files: Sequence[_File], credentials: _Credentials, abandoned: bytearray) -> list[_Result]: ...
     def read(self, key: str, version: str, start: int, size: int, credentials: _Credentials) -> _Part: ...
     def head(self, key: str, credentials: _Credentials) -> _Head: ...
-    def request(
-        self,
-        method: str,
-        key: str,
-        query: str | None,
-        headers: tuple[str, ...],
-        hash: str,
-        body: Buffer,
-        credentials: _Credentials,
-    ) -> _Any: ...
+    def requests(
+        self, asked: Sequence[_Asked], credentials: _Credentials, tell: Callable[[list[tuple[int, _Any]]], object]
+    ) -> None: ...
     def list(self, query: str, credentials: _Credentials) -> _List: ...

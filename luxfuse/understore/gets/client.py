@@ -337,6 +337,12 @@ class FetchesByGets:
         return [AS_USUAL] * len(files) if gets is None else gets.fetch(files, abandoned)
 
 
+def allow(descriptors: int) -> None:
+    """Let the idle connections to an under-store take so many; and no more requests to it for content be made at once."""
+    if _gets is not None:
+        _gets.allow(descriptors)
+
+
 def release_memory() -> None:
     """Give back the memory that is kept for bodies and that nobody uses."""
     if _gets is not None:

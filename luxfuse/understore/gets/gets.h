@@ -7,7 +7,7 @@
  *   keep.c     checksums of a body, and its cache file
  *   sets.c     connections
  *   pool.c     batches of requests on them
- *   module.c   Python's side: `luxfuse.understore.gets._gets`, with module_bodies.c and module_given.c
+ *   module.c   Python's side: `luxfuse.understore.gets._gets`, with module_bodies.c, module_given.c and module_requests.c
  *
  * Nothing here knows Python but these, and nothing here decides what a failure means: all that is not the whole object,
  * in the version that was asked for, is handed back; likewise what is no plain description, and no listing. A request of
@@ -158,6 +158,7 @@ struct said { /* of a request of any kind */
 	const char *hash;	    /* of the body, as it is signed */
 	const char *data;	    /* the body */
 	size_t data_bytes;
+	bool brief; /* it has the time-outs of a GET: little is sent, and the server need only take it */
 };
 
 struct get { /* one request */
@@ -169,6 +170,7 @@ struct get { /* one request */
 	uint64_t start, total;		  /* of a part; of its object, told at the end */
 	bool stay_open;
 	char *body; /* of `size` bytes, to be filled; of a listing and of any: to be freed */
+	bool ended;
 	enum outcome outcome;
 	unsigned status, code;
 	double seconds;
@@ -211,7 +213,7 @@ struct pool {
 	const struct target *target;
 	pthread_mutex_t lock; /* of the list */
 	struct set *idle;     /* the last one that was used first */
-	atomic_uint under_way;
+	atomic_uint under_way; /* but those of the kind GET_ANY */
 };
 
 struct slot *slot_open(struct set *set, const struct target *t); /* NULL: no memory */
@@ -219,6 +221,8 @@ void set_look(struct set *set); /* end connections on which something has come; 
 void set_close(struct set *set);
 struct set *set_take(struct pool *p); /* NULL: no memory */
 void set_give_back(struct pool *p, struct set *set);
+void sets_allow(unsigned descriptors); /* that the idle sets of a pool may keep open, and requests of it have at once */
+unsigned sets_allowed(void);
 
 /* ------------------------------------------------------------------ pool.c: batches */
 
@@ -228,5 +232,11 @@ void pool_close(struct pool *p); /* when no batch is under way */
 /* Make requests until each has an outcome. `abandoned` may become 1 meanwhile: then no cache file is opened any more, and
  * it returns soon. Blocks; any number of threads may call it. false: no memory. */
 bool pool_get(struct pool *p, const struct credentials *c, struct get *gets, unsigned count, const uint8_t *abandoned);
+
+struct listener { /* is told where some requests have ended a while ago, and others have not */
+	void (*some_ended)(struct listener *l);
+	uint8_t abandoned;
+};
+bool pool_make(struct pool *p, const struct credentials *c, struct get *gets, unsigned count, struct listener *l); /* as above */
 
 #endif

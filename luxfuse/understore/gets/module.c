@@ -4,7 +4,7 @@
  *   pool.fetch(files, credentials, abandoned)
  *   pool.read(key, version, start, size, credentials)
  *   pool.head(key, credentials), pool.list(query, credentials)
- *   pool.request(method, key, query, headers, hash, body, credentials)
+ *   pool.requests(asked, credentials, tell), in module_requests.c
  *
  * `files` are tuples (key, version, size, cache file or None, whether that stays open), `credentials` None, (access, secret, token
  * or None) or (query or None, headers), `abandoned` one byte that becomes 1 when nobody waits any more. Headers are lines
@@ -13,9 +13,7 @@
  * `read` answers (outcome, status, code, seconds, body, size of the object, modified_s, metadata), where the body is a buffer that
  * has `checksums`, one for each page from its start on; its memory is used again when nobody refers to it (bodies.c).
  * `head` answers (outcome, status, code, seconds, size, ETag, modified_s, metadata), `list` the first four and a body; each
- * the first four alone if the outcome is not that it is done. `request` makes any: `query` is encoded and in the order of names,
- * or None, `headers` are lines "name: value" with names in lower case, `hash` is that of the body as it is signed. It answers
- * the first four, the head as it came, and the body; it is done whatever the answer says.
+ * the first four alone if the outcome is not that it is done.
  * The bytes objects that bodies come in are made before the interpreter lock is given up, and filled without it; nobody else
  * knows them yet.
  */
@@ -26,14 +24,6 @@
 #include <unistd.h>
 
 #define MOST_FILES 64
-#define TEXTS 9
-
-typedef struct {
-	PyObject_HEAD
-	struct pool *pool;
-	struct target target;
-	char *texts[TEXTS];
-} Pool;
 
 static void py_dealloc(PyObject *self)
 {
@@ -310,36 +300,12 @@ static PyObject *py_list(PyObject *self, PyObject *args)
 	return result;
 }
 
-static PyObject *py_request(PyObject *self, PyObject *args)
-{
-	struct said said = { 0 };
-	struct get g = { .kind = GET_ANY, .said = &said, .kept.fd = -1 };
-	Py_buffer data;
-	PyObject *lines, *secrets, *result = NULL;
-	if (!PyArg_ParseTuple(args, "sszO!sy*O:request", &said.method, &g.key, &g.query, &PyTuple_Type, &lines, &said.hash, &data,
-			      &secrets))
-		return NULL;
-	said.data = data.len ? data.buf : "";
-	said.data_bytes = (size_t)data.len;
-	if (take_lines(lines, said.lines, HEADERS - 1) && ask(self, secrets, &g)) {
-		if (g.outcome != GET_DONE)
-			result = result_of(&g, NULL);
-		else
-			result = Py_BuildValue("(iIIdy#y#)", (int)g.outcome, g.status, g.code, g.seconds, g.metadata ? g.metadata : "",
-					       (Py_ssize_t)g.metadata_bytes, g.body ? g.body : "", (Py_ssize_t)g.size);
-	}
-	free(g.metadata);
-	free(g.body);
-	PyBuffer_Release(&data);
-	return result;
-}
-
 static PyMethodDef pool_methods[] = {
 	{ "fetch", py_fetch, METH_VARARGS, "fetch(files, credentials, abandoned) -> list of results" },
 	{ "read", py_read, METH_VARARGS, "read(key, version, start, size, credentials) -> part of an object" },
 	{ "head", py_head, METH_VARARGS, "head(key, credentials) -> description of an object" },
 	{ "list", py_list, METH_VARARGS, "list(query, credentials) -> listing" },
-	{ "request", py_request, METH_VARARGS, "request(method, key, query, headers, hash, body, credentials) -> answer" },
+	{ "requests", py_requests, METH_VARARGS, "requests(what is asked, credentials, tell); tells of their answers" },
 	{ NULL, NULL, 0, NULL },
 };
 
@@ -360,7 +326,17 @@ static PyObject *py_release(PyObject *self, PyObject *none)
 	Py_RETURN_NONE;
 }
 
+static PyObject *py_allow(PyObject *self, PyObject *args)
+{
+	unsigned descriptors;
+	if (!PyArg_ParseTuple(args, "I:allow", &descriptors))
+		return NULL;
+	sets_allow(descriptors);
+	Py_RETURN_NONE;
+}
+
 static PyMethodDef module_methods[] = {
+	{ "allow", py_allow, METH_VARARGS, "allow(descriptors): that idle connections of a pool may take" },
 	{ "release", py_release, METH_NOARGS, "release(): give memory back that no body is in" },
 	{ NULL, NULL, 0, NULL },
 };

@@ -14,6 +14,17 @@ typedef struct {
 	PyObject *checksums;
 } Body;
 
+#define TEXTS 9
+
+typedef struct {
+	PyObject_HEAD
+	struct pool *pool;
+	struct target target;
+	char *texts[TEXTS];
+} Pool;
+
+PyObject *py_requests(PyObject *self, PyObject *args);
+
 bool body_ready(void); /* once; false: there is an exception */
 Body *body_new(Py_ssize_t size); /* NULL: there is an exception */
 

@@ -1,11 +1,15 @@
 /* Batches of requests to one under-store.
  *
  * A batch is made by the thread that asks for it, on a set of connections that nobody else uses meanwhile (sets.c). Up to
- * MOST_PARALLEL requests of a batch are under way at once. Over all batches there are no more than `most`, but each may
- * always have one: so the number of threads is what bounds them, as it does elsewhere.
+ * MOST_PARALLEL requests of a batch are under way at once. Over all batches there are no more than `most`, nor than there are
+ * descriptors allowed, but each may always have one: so the number of threads is what bounds them, as it does elsewhere.
  *
- * A request of any kind (GET_ANY) may send a body, from where Python has it. It has no deadline of its own but silence: how
- * long a body takes is the line's matter, and a copy the server's.
+ * A request of any kind (GET_ANY) may send a body, from where Python has it. Unless it is said to be brief, it has no deadline
+ * of its own but silence: how long a body takes is the line's matter, and a copy the server's. The number of these is
+ * bounded where they are asked for: what is written takes nothing from what is read, nor the other way round.
+ *
+ * Most requests of a batch end at about the same time. Where one does not, those that have ended are told after a while
+ * (TELL_MS), so that they do not wait for it; not each at once, as to tell takes the interpreter lock.
  */
 #include "gets.h"
 
@@ -13,15 +17,25 @@
 #include <string.h>
 
 #define LOOK_MS 500	   /* how often it is looked whether anybody still waits */
+#define TELL_MS 20
 
 struct batch {
 	struct pool *pool;
 	struct set *set;
 	struct signer signer;
 	struct get *gets;
-	unsigned count, begun, under_way, ended;
+	unsigned count, begun, under_way, ended, told;
+	int64_t untold_ms; /* since when there is one that has ended and is not told */
 	const uint8_t *abandoned;
+	struct listener *listener;
 };
+
+static int64_t now_ms(void)
+{
+	struct timespec now;
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
+}
 
 static bool is_abandoned(const struct batch *b)
 {
@@ -31,20 +45,32 @@ static bool is_abandoned(const struct batch *b)
 /* Whether one more request may be under way. The first one of a batch always may. */
 static bool admit(struct batch *b)
 {
-	if (atomic_fetch_add(&b->pool->under_way, 1) < b->pool->target->most || !b->under_way)
+	if (b->gets[b->begun].kind == GET_ANY)
+		return true;
+	const unsigned most = b->pool->target->most, allowed = sets_allowed();
+	if (atomic_fetch_add(&b->pool->under_way, 1) < (most < allowed ? most : allowed) || !b->under_way)
 		return true;
 	atomic_fetch_sub(&b->pool->under_way, 1);
 	return false;
 }
 
+static void leave(struct batch *b, const struct get *g)
+{
+	if (g->kind != GET_ANY)
+		atomic_fetch_sub(&b->pool->under_way, 1);
+}
+
 static void finish(struct batch *b, struct slot *s, enum outcome outcome)
 {
 	curl_multi_remove_handle(b->set->multi, s->easy);
+	leave(b, s->get);
+	if (b->told == b->ended && b->listener)
+		b->untold_ms = now_ms();
 	s->get->outcome = outcome;
+	s->get->ended = true;
 	s->get = NULL;
 	b->under_way--;
 	b->ended++;
-	atomic_fetch_sub(&b->pool->under_way, 1);
 }
 
 /* Say how a request is made; the handle may have made another one before. */
@@ -53,7 +79,8 @@ static bool set_method(CURL *easy, const struct get *g, const struct target *t)
 	const bool any = g->kind == GET_ANY;
 	const char *method = any ? g->said->method : g->kind == GET_HEAD ? "HEAD" : "GET";
 	const bool head = !strcmp(method, "HEAD"), sends = !strcmp(method, "PUT") || !strcmp(method, "POST");
-	const long timeout_ms = any ? 0 : t->timeout_ms, silence_s = any ? (t->timeout_ms + 999) / 1000 : t->silence_s;
+	const bool patient = any && !g->said->brief;
+	const long timeout_ms = patient ? 0 : t->timeout_ms, silence_s = patient ? (t->timeout_ms + 999) / 1000 : t->silence_s;
 	/* The body first: to say that there is none makes a POST, too. */
 	return curl_easy_setopt(easy, CURLOPT_POSTFIELDS, sends ? g->said->data : NULL) == CURLE_OK &&
 	       curl_easy_setopt(easy, CURLOPT_POSTFIELDSIZE_LARGE, (curl_off_t)(sends ? g->said->data_bytes : 0)) == CURLE_OK &&
@@ -71,7 +98,7 @@ static bool begin(struct batch *b)
 	while (b->set->slots[i] && b->set->slots[i]->get)
 		i++;
 	if (!b->set->slots[i] && !(b->set->slots[i] = slot_open(b->set, b->pool->target))) {
-		atomic_fetch_sub(&b->pool->under_way, 1);
+		leave(b, g);
 		return false;
 	}
 	if (!b->under_way)
@@ -170,6 +197,19 @@ static bool collect(struct batch *b)
 	return any;
 }
 
+/* Tell of what has ended, if it has waited for others long enough; returns how long it may wait yet. */
+static int tell(struct batch *b)
+{
+	if (!b->listener || b->told == b->ended || b->ended == b->count)
+		return LOOK_MS;
+	const int64_t waited_ms = now_ms() - b->untold_ms;
+	if (waited_ms < TELL_MS)
+		return (int)(TELL_MS - waited_ms);
+	b->told = b->ended;
+	b->listener->some_ended(b->listener);
+	return LOOK_MS;
+}
+
 static bool run(struct batch *b)
 {
 	while (b->ended < b->count) {
@@ -181,26 +221,40 @@ static bool run(struct batch *b)
 				return false;
 		if (curl_multi_perform(b->set->multi, &running) != CURLM_OK)
 			return false;
-		if (!collect(b) && b->under_way && curl_multi_poll(b->set->multi, NULL, 0, LOOK_MS, NULL) != CURLM_OK)
+		const bool some = collect(b);
+		const int wait_ms = tell(b);
+		if (!some && b->under_way && curl_multi_poll(b->set->multi, NULL, 0, wait_ms, NULL) != CURLM_OK)
 			return false;
 	}
 	return true;
 }
 
+static bool make(struct batch *b, const struct credentials *c)
+{
+	struct pool *p = b->pool;
+	if (!signer_begin(&b->signer, p->target, c, time(NULL)) || !(b->set = set_take(p)))
+		return false;
+	const bool done = run(b);
+	for (unsigned i = 0; i < MOST_PARALLEL; i++)
+		if (b->set->slots[i] && b->set->slots[i]->get)
+			finish(b, b->set->slots[i], GET_ABANDONED);
+	if (done)
+		set_give_back(p, b->set);
+	else
+		set_close(b->set);
+	return done;
+}
+
 bool pool_get(struct pool *p, const struct credentials *c, struct get *gets, unsigned count, const uint8_t *abandoned)
 {
 	struct batch b = { .pool = p, .gets = gets, .count = count, .abandoned = abandoned };
-	if (!signer_begin(&b.signer, p->target, c, time(NULL)) || !(b.set = set_take(p)))
-		return false;
-	const bool done = run(&b);
-	for (unsigned i = 0; i < MOST_PARALLEL; i++)
-		if (b.set->slots[i] && b.set->slots[i]->get)
-			finish(&b, b.set->slots[i], GET_ABANDONED);
-	if (done)
-		set_give_back(p, b.set);
-	else
-		set_close(b.set);
-	return done;
+	return make(&b, c);
+}
+
+bool pool_make(struct pool *p, const struct credentials *c, struct get *gets, unsigned count, struct listener *l)
+{
+	struct batch b = { .pool = p, .gets = gets, .count = count, .abandoned = &l->abandoned, .listener = l };
+	return make(&b, c);
 }
 
 /* ------------------------------------------------------------------ the pool */

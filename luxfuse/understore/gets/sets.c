@@ -2,7 +2,8 @@
  * one thread alone uses at a time (libcurl cannot share connections between threads).
  *
  * The set that was given back last is taken first; so those that are not needed grow old at the end of the list, and go when
- * the idle connections would be more than `most`.
+ * the idle connections would be more than `most`, or take more descriptors than are allowed: a part of those that the
+ * process may have (`luxfuse.shares`).
  *
  * A connection on which something has come since its last answer ended is not used again. A server that sends a body with
  * its answer to a HEAD (some send that of an error) would have it taken for the answer to the next request, and each later
@@ -11,6 +12,7 @@
  */
 #include "gets.h"
 
+#include <limits.h>
 #include <poll.h>
 #include <stdlib.h>
 #include <string.h>
@@ -20,6 +22,19 @@
 
 #define RECEIVE_BYTES 65536L
 #define SEND_BYTES (256L << 10) /* of a body that is sent, at once */
+#define WAKES 2u /* descriptors that a multi handle takes beside its connections */
+
+static atomic_uint allowed = UINT_MAX;
+
+void sets_allow(unsigned descriptors)
+{
+	atomic_store(&allowed, descriptors);
+}
+
+unsigned sets_allowed(void)
+{
+	return atomic_load(&allowed);
+}
 
 /* ------------------------------------------------------------------ sockets */
 
@@ -165,13 +180,15 @@ struct set *set_take(struct pool *p)
 
 void set_give_back(struct pool *p, struct set *set)
 {
-	unsigned connections = set->widest;
+	const unsigned most = p->target->most, most_open = sets_allowed();
+	unsigned connections = set->widest, open = set->widest + WAKES;
 	pthread_mutex_lock(&p->lock);
 	set->next = p->idle;
 	p->idle = set;
-	while (set->next && connections + set->next->widest <= p->target->most) {
+	while (set->next && connections + set->next->widest <= most && open + set->next->widest + WAKES <= most_open) {
 		set = set->next;
 		connections += set->widest;
+		open += set->widest + WAKES;
 	}
 	struct set *old = set->next;
 	set->next = NULL;

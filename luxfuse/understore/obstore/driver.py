@@ -33,7 +33,9 @@ from luxfuse.understore.s3.arguments import s3_arguments
 from luxfuse.understore.s3.client import S3Client
 from luxfuse.understore.s3.direct import open_direct
 from luxfuse.understore.s3.native import NativeTransport
+from luxfuse.understore.s3.small_puts import DirectPuts
 from luxfuse.understore.s3.transport import Transport
+from luxfuse.understore.small_puts import SmallPut, Tell
 from luxfuse.understore.variables import variables
 
 MARKERS_AT_ONCE = 16
@@ -83,6 +85,7 @@ class ObstoreDriver(FetchesByGets, DelegatedWrites, ObstoreReads):
         if location.family == "az":
             settings, reach = azure_settings(location, endpoint_url, options)
             self._gets = open_azure_gets(location, settings, variables(), reach, request_timeout_s, direct_gets)
+        self._direct_puts = None if direct is None else DirectPuts(direct, location.prefix, objects)
 
         super().__init__(
             source,
@@ -130,12 +133,22 @@ class ObstoreDriver(FetchesByGets, DelegatedWrites, ObstoreReads):
             )
         return known
 
+    @property
+    def puts_small(self) -> bool:
+        puts = self._direct_puts
+        return puts is not None and not self._elsewhere and not puts.given_up
+
+    def put_small(self, puts: Sequence[SmallPut], tell: Tell) -> None:
+        direct = self._direct_puts
+        if direct is not None and not self._elsewhere:
+            direct.put(puts, tell, conditional=self._own.conditional, checked=self._own.checked)
+
     def read(self, key: str, start: int, end: int, version: str, *, on_described: OnDescribed | None = None) -> Buffer:
         part = read_by(self._gets, key, start, end, version, on_described)
         return super().read(key, start, end, version, on_described=on_described) if part is None else part
 
     def close(self) -> None:
-        self._direct = self._gets = None
+        self._direct = self._gets = self._direct_puts = None
         super().close()
 
     def _writer(self) -> WriteSide:

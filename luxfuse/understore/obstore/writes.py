@@ -57,7 +57,8 @@ class ObstoreWrites(NoMultipart):
         self._lock = threading.Lock()
         self._family = family
         self._storage_class = objects.storage_class
-        self._checksums = family == "s3" and objects.checksum != NO_CHECKSUM
+        self.checked = family == "s3" and objects.checksum != NO_CHECKSUM
+        """Whether checksums go with what is put: until the server turns out not to take them."""
         self._checksum_required = objects.checksum_required
         self._conditions = Conditions()
 
@@ -165,7 +166,7 @@ class ObstoreWrites(NoMultipart):
 
     def _with_checksum(self, put: Callable[[bool], Any]) -> Any:
         """Make a request with a checksum; without, from then on, if the server turns out not to take it."""
-        sent = self._checksums
+        sent = self.checked
         try:
             return put(sent)
         except Exception as exc:
@@ -173,8 +174,8 @@ class ObstoreWrites(NoMultipart):
             if not (sent and refused) or self._checksum_required:
                 raise
         result = put(False)  # if it fails again, it was not the checksum
-        if self._checksums:
-            self._checksums = False
+        if self.checked:
+            self.checked = False
             warn_of_refusal(DEFAULT_CHECKSUM)
         return result
 
@@ -308,7 +309,7 @@ class ObstoreWrites(NoMultipart):
         return version_of(meta)
 
     def _patient_store(self) -> Any:
-        return self._store_for(True, self._checksums)
+        return self._store_for(True, self.checked)
 
     def _store_for(self, patient: bool, checksums: bool) -> Any:
         with self._lock:

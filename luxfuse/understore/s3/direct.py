@@ -2,9 +2,9 @@
 
 HEADs are made here for keys that obstore cannot name, as are those of all markers ("dir/"), and LISTs
 that may begin anywhere, so that neither needs botocore, which takes 0.2 s of processor time and more to open. Any other
-request, with a body if it has one, is made as it is told (`request`, for `s3.native`). Of the rest, only what
-every S3 understands is spoken: `refusal` says when a setting needs more, and each answer but the plainest success is left
-to the other clients. That the server has no object to describe is told at once.
+request, with a body if it has one, is made as it is told (`requests`, for `s3.native` and `s3.small_puts`). Of the rest,
+only what every S3 understands is spoken: `refusal` says when a setting needs more, and each answer but the plainest success
+is left to the other clients. That the server has no object to describe is told at once.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ from __future__ import annotations
 import logging
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from typing import NamedTuple
 
 from luxfuse.core.units import YES
 from luxfuse.core.vain import InVain
@@ -56,6 +58,33 @@ _VARIABLES = (
 )  # fmt: skip
 """Variables of obstore's own about how requests are made."""
 DIALECT = Dialect("s3", "x-amz-meta-")
+
+
+class Asked(NamedTuple):
+    """A request of any kind of the bucket, or of the object ``key``.
+
+    ``query`` is encoded and in the order of names, or None, the headers' names are in lower case; ``hash``: that of the
+    body as it is signed, None for its SHA-256. ``brief``: it is given up as early as a GET.
+    """
+
+    method: str
+    key: str
+    query: str | None
+    headers: Mapping[str, str]
+    body: Buffer
+    hash: str | None = None
+    brief: bool = False
+
+
+class Told(NamedTuple):
+    """What came of a request: status, headers, whose names are in lower case, and body of the answer; None: no answer.
+
+    ``code``: of libcurl, why there is none.
+    """
+
+    seconds: float
+    code: int
+    answer: tuple[int, dict[str, str], bytes] | None
 
 
 class SigningDoor(Door):
@@ -123,22 +152,30 @@ class DirectGets(Gets):
     def request(
         self, method: str, key: str, query: str | None, headers: Mapping[str, str], body_hash: str, body: Buffer
     ) -> tuple[int, dict[str, str], bytes] | None:
-        """Make any request of the bucket, or of the object ``key``; returns status, headers and body.
+        """Make one request as `requests` does; returns status, headers and body. Raises OSError where no answer comes."""
+        found: list[Told] = []
+        asked = Asked(method, key, query, headers, body, body_hash)
+        self.requests([asked], lambda answers: found.extend(told for _, told in answers))
+        if not found:
+            return None
+        if found[0].answer is None:
+            _raise_failure(found[0].code)
+        return found[0].answer
 
-        The headers' names are in lower case. None: only another client can make it, or tell why it fails. Raises
-        `StoreError` where there are no credentials, and OSError where no answer comes.
+    def requests(self, asked: Sequence[Asked], tell: Callable[[list[tuple[int, Told]]], object]) -> None:
+        """Make any requests at once, `MOST_REQUESTS` at most, and tell what came of them by their numbers, as they end.
+
+        What is not told only another client can make, or say why it fails. Raises `StoreError` where there are no
+        credentials; none was made then.
         """
-        lines = tuple(f"{name}: {value}" for name, value in headers.items())
-        try:
-            answer = self._pool.request(method, key, query, lines, body_hash, body, self._secrets())
-        except (MemoryError, ValueError, Elsewhere):  # ValueError: no text of C, or too many headers
-            return None
-        outcome, status, code = answer[:3]
-        if outcome != _gets.GET_DONE:
-            _raise_failure(code)
-            return None
-        head, told = answer[4], answer[5]  # type: ignore[misc]
-        return status, _headers_of(head), told
+        wanted = [
+            (*each[:3], tuple(f"{name}: {value}" for name, value in each.headers.items()), each.hash, each.brief, each.body)
+            for each in asked
+        ]
+        with suppress(MemoryError, ValueError, Elsewhere):  # ValueError: no text of C, or too many headers
+            self._pool.requests(
+                wanted, self._secrets(), lambda answers: tell([(number, _told(*each)) for number, each in answers])
+            )
 
     def _ask(self, method: str, what: str, asked: str, about: str) -> Sequence[object] | None:
         """Make a request about a key or prefix; returns what was asked for, or None if something else was the answer."""
@@ -209,6 +246,10 @@ def _raise_failure(code: int) -> None:
         raise socket.gaierror
     if code in CONNECTION_FAILURES:
         raise ConnectionError
+
+
+def _told(outcome: int, status: int, code: int, seconds: float, head: bytes = b"", body: bytes = b"") -> Told:
+    return Told(seconds, code, (status, _headers_of(head), body) if outcome == _gets.GET_DONE else None)
 
 
 def _headers_of(head: bytes) -> dict[str, str]:

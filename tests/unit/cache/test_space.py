@@ -287,6 +287,19 @@ async def test_a_lack_of_descriptors_is_no_sick_disk(tmp_path: Path, monkeypatch
         assert side == "writing" or driver.counts["get"] == gets
 
 
+@pytest.mark.expected_logs("no descriptors are left")
+async def test_a_look_that_finds_no_descriptors_says_nothing_of_the_disk(tmp_path: Path) -> None:
+    driver = FakeStore()
+    driver.place("k", b"content")
+    async with mounted(tmp_path, driver, directory=FailingDirectory) as m:
+        await cache_whole(m, "k")
+        m.directory.fail_looking = errno.EMFILE
+        await m.space._observe()
+        assert (m.space.degraded, m.space.unreadable, m.space.write_failures) == (None, False, 0)
+        assert await m.read_all("k") == b"content"
+        assert driver.counts["get"] == 1
+
+
 async def test_each_wait_for_descriptors_is_followed_by_a_try(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(descriptors, "SHORTAGE_WAITS_S", (0.001, 0.001))
     tries = 0

@@ -43,6 +43,19 @@ def test_the_limit_may_be_below_the_usual_fewest() -> None:
     assert concurrency.limit == 3
 
 
+def test_the_limit_may_become_another_one() -> None:
+    concurrency = Concurrency(8, 64)
+    concurrency.observe(0.01, 0)
+    assert concurrency.limit == 32
+    concurrency.bound(9)
+    assert concurrency.limit == 9
+    concurrency.observe(0.01, 0)
+    assert concurrency.limit == 9
+    concurrency.bound(64)
+    concurrency.observe(0.01, 0)
+    assert concurrency.limit == 32
+
+
 def test_small_files_are_spread_over_as_many_turns_as_keep_the_store_busy() -> None:
     far, near = 64, 8
     assert in_a_turn(31, far, 8, 32) == 8, "a turn of 31 would take four times as long as one of 8"

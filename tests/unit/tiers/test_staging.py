@@ -14,9 +14,10 @@ from pathlib import Path
 
 import pytest
 
+from luxfuse.shares import shares
 from luxfuse.tiers import staging as module
 from luxfuse.tiers.directory import CacheDirectory
-from luxfuse.tiers.staging import SPARES, Staging
+from luxfuse.tiers.staging import Staging
 from luxfuse.types import PAGE_BYTES
 from tests.support.disks import read_only
 
@@ -104,22 +105,22 @@ def test_spare_files_are_used_up_refilled_and_removed(directory: CacheDirectory)
     assert staging.spares_low
     staging.refill()
     assert not staging.spares_low
-    assert len(list(staging.path.iterdir())) == SPARES
+    assert len(list(staging.path.iterdir())) == shares().spares
     assert list(staging.stored()) == []
     ready = {path.stat().st_ino for path in staging.path.iterdir()}
     made = set()
-    for number in range(SPARES + 3):
+    for number in range(shares().spares + 3):
         fd = staging.create(number)
         made.add(os.fstat(fd).st_ino)
         os.close(fd)
     assert ready < made
-    assert len(made) == SPARES + 3
+    assert len(made) == shares().spares + 3
     staging.refill()
     staging.refill()
-    assert len(list(staging.path.glob("spare-*"))) == SPARES
+    assert len(list(staging.path.glob("spare-*"))) == shares().spares
     again = Staging(directory)
     assert not list(staging.path.glob("spare-*")), "as after a crash"
-    assert len(list(again.stored())) == SPARES + 3
+    assert len(list(again.stored())) == shares().spares + 3
     again.refill()
     again.close()
     staging.close()
@@ -143,7 +144,7 @@ def test_threads_get_files_of_their_own(staging: Staging) -> None:
     for thread in threads:
         thread.join()
     assert len(set(made)) == len(list(staging.stored())) == 200
-    assert len(staging._spares) <= SPARES
+    assert len(staging._spares) <= shares().spares
 
 
 def test_a_cache_file_becomes_a_staging_file_and_again_a_cache_file(directory: CacheDirectory, staging: Staging) -> None:
@@ -203,7 +204,7 @@ def test_a_file_that_cannot_be_made_costs_no_spare_one(staging: Staging, monkeyp
         patch.setattr(os, "rename", fail)
         with pytest.raises(OSError, match="Read-only"):
             staging.create(1)
-    assert len(staging._spares) == SPARES
+    assert len(staging._spares) == shares().spares
 
 
 # -- recovering

@@ -11,7 +11,9 @@ import trio
 from trio.testing import MockClock
 
 from luxfuse.errors import AccessDenied, NotFound, StoreUnavailable, VersionChanged
+from luxfuse.shares import shares_of
 from luxfuse.types import ABSENT, ListPage
+from luxfuse.understore import submissions
 from luxfuse.understore.retrying import PATIENT_BYTES, Store
 from luxfuse.understore.statistics import DOWN_AFTER_FAILURES
 from tests.support.fake_store import FakeStore
@@ -326,7 +328,7 @@ async def test_reads_do_not_wait_for_writes(fake):
         for number in range(4):
             nursery.start_soon(store.put, f"k{number}", b"data", {})
         await until(lambda: fake.counts["put"] == 2)
-        await trio.testing.wait_all_tasks_blocked(0.05)
+        await trio.sleep(0.05)
         assert await read(store, fake) == b"234"
         assert fake.counts["put"] == 2
         fake.release()
@@ -443,3 +445,28 @@ async def test_a_change_is_told_of_though_its_answer_is_lost(mock_clock):
     with pytest.raises(StoreUnavailable):
         await store.delete(["a", "b"])
     assert told == [("a", False), ("a", True), ("b", True)]
+
+
+async def test_no_more_requests_are_made_at_once_than_there_are_descriptors_for(fake, monkeypatch):
+    allowed = shares_of(1 << 20)
+    monkeypatch.setattr(submissions, "shares", lambda: allowed)
+    monkeypatch.setattr(submissions, "DEADLINE_CHECK_S", 0.005)
+    store = make(fake, max_requests=64)
+    tokens = [store._limiter.total_tokens, store._write_limiter.total_tokens, store._allowed]
+    assert tokens == [64, 32, 64]
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(store.watch_deadlines)
+        allowed = shares_of(150)
+        await until(lambda: store._write_limiter.total_tokens == 9)
+        fake.hold("put")
+        for number in range(12):
+            nursery.start_soon(store.put, f"d/{number}", b"", {})
+        await until(lambda: fake.counts["put"] == 9)
+        await trio.sleep(0.05)
+        assert fake.counts["put"] == 9
+        allowed = shares_of(1 << 20)
+        await until(lambda: fake.counts["put"] == 12)
+        fake.release()
+        await until(lambda: len(fake.objects) == 13)
+        assert (store._limiter.total_tokens, store._allowed) == (64, 64)
+        nursery.cancel_scope.cancel()

@@ -15,6 +15,7 @@ import trio
 
 from luxfuse.errors import LuxError
 from luxfuse.index.names import ROOT_INODE
+from luxfuse.shares import shares_of
 from luxfuse.types import Buffer
 from luxfuse.vfs import ahead, backings
 from luxfuse.vfs.errors import BadHandle, Stale
@@ -233,7 +234,7 @@ async def test_no_interleaving_of_opens_breaks_the_kernels_rule(
     tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Opens, reads, closes, evictions, retirements and replacements at once; `FakeKernel` is the judge."""
-    monkeypatch.setattr(backings, "REGISTERED_BOUND", 3)
+    monkeypatch.setattr(backings, "shares", lambda: shares_of(150)._replace(registered=3))
     rng = random.Random(seed)
     driver = store_of(**{f"k{number}": rng.randrange(1, pages(5)) for number in range(5)})
     driver.delay_s = 0.0005

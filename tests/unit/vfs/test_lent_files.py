@@ -11,6 +11,7 @@ import trio
 import trio.testing
 
 from luxfuse.index.names import ROOT_INODE
+from luxfuse.shares import shares_of
 from luxfuse.vfs import lending
 from luxfuse.vfs.ahead import FillBehind
 from tests.support.fake_store import FakeStore
@@ -61,7 +62,7 @@ async def test_a_file_is_lent_once_it_is_whole_and_until_it_is_closed(tmp_path: 
 async def test_no_more_are_lent_than_there_are_descriptors_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with mounted(tmp_path, store_of("a", "b")) as m:
         first = await lend(m, "a")
-        monkeypatch.setattr(lending.descriptors, "limit", lambda: lending.LENT_SHARE)
+        monkeypatch.setattr(lending, "shares", lambda: shares_of(5))
         second = await m.open("b")
         for _ in range(3):
             await m.kernel.read_all(m.fs, second)

@@ -11,7 +11,7 @@ import trio
 from luxfuse.configuration.building import build
 from luxfuse.errors import StoreUnavailable
 from luxfuse.index.names import ROOT_INODE
-from luxfuse.tiers.staging import SPARES
+from luxfuse.shares import shares
 from luxfuse.understore.retrying import Store
 from luxfuse.volume import store_opening
 from tests.support.fake_store import FakeStore
@@ -42,11 +42,12 @@ async def test_spare_staging_files_are_made_when_they_run_low_and_nobody_looks_f
                 await trio.sleep(0.01)
         refills, refill = [], m.staging.refill
         m.staging.refill = lambda: (refills.append(len(m.staging._spares)), refill())  # type: ignore[method-assign, func-returns-value]
-        for number in range(SPARES):
+        spares = shares().spares
+        for number in range(spares):
             await m.kernel.close(m.fs, (await m.kernel.create(m.fs, ROOT_INODE, b"%d" % number))[0])
             with trio.fail_after(60):
                 while m.staging.spares_low:
                     await trio.sleep(0.001)
-        assert 0 < len(refills) < SPARES / 2
-        assert max(refills) <= SPARES // 2
+        assert 0 < len(refills) < spares / 2
+        assert max(refills) <= spares // 2
         assert min(refills) > 0
