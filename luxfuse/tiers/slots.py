@@ -98,8 +98,9 @@ class Slots:
 
 def slots_of(base: Path, source_id: str) -> list[str]:
     """Return the slots to try: those that were set aside, or left by a predecessor, come first."""
-    slots = [f"{source_id}.{number}" if number else source_id for number in range(MOST_SLOTS)]
-    return sorted(slots, key=lambda slot: not lasting.is_left(str(base / slot / "lock")))
+    home = str(base / source_id)  # the others are beside it; making a path for each takes a millisecond
+    numbers = ("", *(f".{number}" for number in range(1, MOST_SLOTS)))
+    return [source_id + number for number in sorted(numbers, key=lambda each: not lasting.is_left(f"{home}{each}/lock"))]
 
 
 def taken(path: Path) -> MountError:
