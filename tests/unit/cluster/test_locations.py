@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from pathlib import Path
 
@@ -49,7 +50,7 @@ class Node:
         ]
 
     def broadcast(self, payload: bytes) -> None:
-        self.world.told += 1
+        self.world.told[self.name] += 1
         if self in self.world.alone:
             return
         for node in self.world.nodes:
@@ -92,7 +93,8 @@ class World:
         self.mute: set[Node] = set()
         self.alone: set[Node] = set()
         """Those that have found no others yet, though these may know them."""
-        self.told = self.asked = 0
+        self.told: Counter[str] = Counter()
+        self.asked = 0
 
 
 @pytest.fixture
@@ -134,10 +136,10 @@ async def test_others_learn_what_a_node_takes_in_and_drops(world: World) -> None
 
 
 async def test_a_node_that_changes_nothing_says_nothing(world: World) -> None:
-    await until(lambda: all(len(node.locations._pulls._peers) == 2 for node in world.nodes) and world.told >= 3)
+    await until(lambda: all(len(node.locations._pulls._peers) == 2 for node in world.nodes) and len(world.told) == 3)
     world.nodes[0].locations.held(oid(1), 0)
     await until(lambda: world.nodes[1].locations.holders(oid(1), 0) == ["n0"])
-    told = world.told
+    told = world.told.copy()
     world.nodes[0].locations.held(oid(1), 0)
     await trio.sleep(0.1)
     assert world.told == told
@@ -200,7 +202,11 @@ async def test_a_node_that_starts_again_tells_it_when_it_has_found_others(
     """A broadcast that nobody can hear is lost, and those that never missed the node would ask only much later."""
     a, b = world.nodes[:2]
     monkeypatch.setattr("luxfuse.core.pulls.QUIET_S", 1_000.0)
-    await trio.sleep(0.5)  # the pulls that were planned before
+    far_s = trio.current_time() + 100
+    await until(lambda: all(  # those that were planned before are over
+        len(node.locations._pulls._peers) == 2 and all(
+            each.next_s > far_s and not each.under_way for each in node.locations._pulls._peers.values())
+        for node in world.nodes))  # fmt: skip
     await a.close()
     a.open()
     world.alone.add(a)

@@ -15,7 +15,7 @@ from luxfuse.index.transactions import Transaction
 from luxfuse.vfs.attributes import AttributeChanges
 from tests.support.fake_kernel import CALLER
 from tests.support.fake_store import FakeStore
-from tests.support.harness import BEGINNING_S, Mount, mounted, snapshot
+from tests.support.harness import BEGINNING_S, Mount, mounted, snapshot, until
 
 LARGE = 1 << 20
 Call = Callable[[Mount, int, int], Awaitable[None]]
@@ -222,8 +222,8 @@ async def test_the_index_is_not_committed_for_a_call(m: Mount, monkeypatch: pyte
         commits += 1
         return await run(function)
 
+    await until(lambda: not (m.index.uncommitted or m.index._changed.is_set()))  # nor is it about to take something there
     monkeypatch.setattr("luxfuse.index.store.COMMIT_INTERVAL_S", 3600)
-    await trio.sleep(0.2)
     monkeypatch.setattr(m.index, "run", counted)
     for number in range(3):
         new, _ = await m.kernel.create(m.fs, directory, f"new-{number}".encode())
