@@ -303,31 +303,49 @@ def test_many_calls_at_once(node: Node, volume: dict[str, Any]) -> None:
     all_at_once("NodeUnpublishVolume", lambda number: {"volume_id": volume["volume_id"], "target_path": targets[number]})
 
 
+@contextlib.contextmanager
+def container() -> Iterator[str]:
+    """Yield what a command begins with that is run where mounts are slaves of those that are shared here."""
+    command = ["unshare", "--mount", "--propagation=slave", "sh", "-c", "echo; read line || exit 0"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"\n"
+        yield f"nsenter --mount --target={process.pid}"
+
+
 @pytest.mark.remounts
 def test_a_dead_mount_is_made_anew(node: Node, volume: dict[str, Any]) -> None:
-    """As after the end of the mounter's pod: all in it is gone, mounts are dead, pods that use them are still there."""
-    one, two = node.target("dead-1"), node.target("dead-2")
-    for target in (one, two):
-        node.call("NodePublishVolume", target_path=target, **volume)
-    daemon = json.loads(node.records()[0].read_text())["pid"]
-    keeper = parent_of(daemon)
-    for pid in (keeper, daemon):
-        os.kill(pid, signal.SIGKILL)
-    wait_for("both are gone", lambda: not is_running(daemon) and not is_running(keeper))
-    node.end(node.mounter, signal.SIGKILL)
-    for path in node.memory.iterdir():
-        subprocess.run(["rm", "-r", str(path)], check=True)
-    condition = node.call("NodeGetVolumeStats", volume_id=volume["volume_id"], volume_path=one).volume_condition
-    assert (condition.abnormal, "has died" in condition.message) == (True, True), condition.message
-    code, said = node.refused("NodePublishVolume", target_path=one, **volume)
-    assert (code, "the mounter does not answer" in said) == ("UNAVAILABLE", True), said
-    node.start_mounter()
-    for _ in range(2):
-        node.call("NodePublishVolume", target_path=one, **volume)
-    assert run(f"cat {one}/a") == "a"
+    """As after the end of the mounter's pod: all in it is gone, mounts are dead, pods that use them are still there.
+
+    Containers with `HostToContainer` see what is made anew, and a volume that they may only read stays so.
+    """
+    one, two, kept = node.target("dead-1"), node.target("dead-2"), node.target("dead-3")
+    for target in (one, two, kept):
+        node.call("NodePublishVolume", target_path=target, readonly=target == kept, **volume)
+        run(f"mount --make-shared {target}")
+    with container() as inside:
+        daemon = json.loads(node.records()[0].read_text())["pid"]
+        keeper = parent_of(daemon)
+        for pid in (keeper, daemon):
+            os.kill(pid, signal.SIGKILL)
+        wait_for("both are gone", lambda: not is_running(daemon) and not is_running(keeper))
+        node.end(node.mounter, signal.SIGKILL)
+        for path in node.memory.iterdir():
+            subprocess.run(["rm", "-r", str(path)], check=True)
+        condition = node.call("NodeGetVolumeStats", volume_id=volume["volume_id"], volume_path=one).volume_condition
+        assert (condition.abnormal, "has died" in condition.message) == (True, True), condition.message
+        code, said = node.refused("NodePublishVolume", target_path=one, **volume)
+        assert (code, "the mounter does not answer" in said) == ("UNAVAILABLE", True), said
+        node.start_mounter()
+        for target in (one, kept) * 2:
+            node.call("NodePublishVolume", target_path=target, readonly=target == kept, **volume)
+        assert run(f"cat {one}/a") == "a"
+        assert run(f"{inside} cat {one}/a {kept}/a; {inside} touch {one}/b") == "aa"
+        assert "Read-only file system" in run(f"{inside} touch {kept}/b 2>&1 || true")
     node.unpublish(volume["volume_id"], "dead-2")  # still the dead one
     assert run(f"cat {one}/a") == "a"
-    node.unpublish(volume["volume_id"], "dead-1")
+    for name in ("dead-1", "dead-3"):
+        node.unpublish(volume["volume_id"], name)
 
 
 WITHOUT_ARGUMENTS = {"GetPluginInfo", "GetPluginCapabilities", "Probe", "NodeGetInfo", "NodeGetCapabilities"}
