@@ -1,6 +1,8 @@
 from collections.abc import Callable, Sequence
 from mmap import mmap
 
+from luxfuse.index.entries import Entry
+
 FILL_BYTES: int
 MARK: int
 MARK_FAST: int
@@ -77,6 +79,7 @@ def set_prompt(
         Callable[[int, int], bool],
         Callable[[int, int], bool],
         Callable[[int, int, int, int, int, int, int], bool],
+        Callable[[int, int, int, int], bool],
     ]
     | None,
 ) -> int: ...
@@ -85,4 +88,15 @@ def reply_entry(unique: int, *attributes: int) -> None: ...
 def reply_attr(unique: int, *attributes: int) -> None: ...
 def reply_created(unique: int, *attributes_and_fh: int) -> None: ...
 def reply_done(unique: int, errno: int) -> None: ...
+def pack(
+    answer: bytearray,
+    used: int,
+    base: int,
+    entries: list[tuple[bytes, Entry]],
+    at: int,
+    cookies: dict[int, int] | None,
+    common: tuple[object, ...],
+) -> tuple[int, int, bool]: ...
+def pack_one(answer: bytearray, used: int, name: bytes, cookie: int, *attributes: int) -> int: ...
+def reply_packed(unique: int, answer: bytearray, used: int) -> None: ...
 def statistics() -> dict[str, int]: ...

@@ -40,6 +40,20 @@ def times_of(stat: Stat, *, created: bool = False) -> tuple[float, float]:
     return entry_s, attr_s
 
 
+def nanoseconds_of(stat: Stat, *, created: bool = False) -> tuple[int, int]:
+    """Return `times_of` in nanoseconds."""
+    entry_s, attr_s = times_of(stat, created=created)
+    return int(entry_s * 1e9), int(attr_s * 1e9)
+
+
+def form_of(stat: Stat, base: int) -> tuple[int, ...]:
+    """Return attributes in the order in which the extension wants them, without the times of `nanoseconds_of`."""
+    return (
+        base | stat.inode, stat.size, stat.blocks, stat.mode, stat.nlink, stat.uid, stat.gid, stat.rdev,
+        stat.mtime_ns, stat.ctime_ns, stat.atime_ns,
+    )  # fmt: skip
+
+
 def to_kernel(
     stat: Stat, base: int = 0, entry: pyfuse3.EntryAttributes | None = None, *, created: bool = False
 ) -> pyfuse3.EntryAttributes:

@@ -14,7 +14,6 @@ from typing import Any
 import trio
 
 from luxfuse.core.histogram import Histogram
-from luxfuse.core.listed_spans import Position
 from luxfuse.errors import LuxError
 from luxfuse.fuse.again import (
     first_name,
@@ -35,6 +34,7 @@ from luxfuse.fuse.interrupts import Interrupts, closing, interruptible
 from luxfuse.fuse.kept import KeptHandles
 from luxfuse.fuse.lowlevel import passthrough, pyfuse3
 from luxfuse.fuse.once import EITHER, GONE, THERE, Begun, once
+from luxfuse.fuse.packing import positions_of
 from luxfuse.vfs.attributes import AttributeChanges, Caller, Stat
 from luxfuse.vfs.filesystem import FileSystem
 from luxfuse.vfs.kernel import Ref
@@ -183,13 +183,7 @@ class Operations(pyfuse3.Operations):
             if last is None and not await self.volumes.more(handle):
                 break
         if last is not None and self.kept.wanted:
-            self.kept.read_directory(handle, self._positions(handle, start_id, *last))
-
-    def _positions(self, handle: int, start: int, cookie: int, name: bytes) -> dict[int, Position]:
-        if max(start, cookie) > LOCAL_MASK:  # an attach point: then entries come in the order of names
-            return {cookie: Position(name)}
-        with self.volumes.of(handle) as fs:
-            return fs.directories.positions(handle & LOCAL_MASK, start, cookie, name)
+            self.kept.read_directory(handle, positions_of(self.volumes, handle, start_id, last))
 
     @guarded
     async def releasedir(self, fh: Any) -> None:

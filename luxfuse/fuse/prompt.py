@@ -1,9 +1,9 @@
 """Requests that are answered in one step of the event loop: no task is woken, and nothing is waited for.
 
-The lanes put LOOKUP, GETATTR, SETATTR, CREATE, FLUSH and RELEASE into a queue of their own (`lane/prompt.c`), and the
-methods of `Prompt` are called for all that have come. Each answers, or returns False: then the answer needs a wait, or it
-is an error, and the handler of `Operations` gives it. A FLUSH that waits for a commit of the journal alone is answered at
-its end.
+The lanes put LOOKUP, GETATTR, SETATTR, CREATE, FLUSH, RELEASE and READDIRPLUS into a queue of their own
+(`lane/prompt.c`), and the methods of `Prompt` are called for all that have come. Each answers, or returns False: then the
+answer needs a wait, or it is an error, and the handler of `Operations` gives it. A FLUSH that waits for a commit of the
+journal alone is answered at its end.
 """
 
 from __future__ import annotations
@@ -15,31 +15,18 @@ from functools import partial
 
 import trio
 
-from luxfuse.fuse.attributes import LONGEST_S, NUMBER_MASK, ref_of, times_of
+from luxfuse.fuse.attributes import LONGEST_S, NUMBER_MASK, form_of, nanoseconds_of, ref_of
 from luxfuse.fuse.errnos import Running, ended, errno_of, observe
 from luxfuse.fuse.inheritance import RESENT
 from luxfuse.fuse.lowlevel import passthrough
 from luxfuse.fuse.operations import Operations, handle_of
-from luxfuse.vfs.attributes import AttributeChanges, Caller, Stat
+from luxfuse.fuse.packing import packed, positions_of
+from luxfuse.vfs.attributes import AttributeChanges, Caller
 from luxfuse.vfs.errors import NoSuchName
 from luxfuse.vfs.shares import LOCAL_MASK
 from luxfuse.vfs.volumes import Volume, Volumes
 
 log = logging.getLogger(__name__)
-
-
-def _times(stat: Stat, *, created: bool = False) -> tuple[int, int]:
-    """Return `times_of` in nanoseconds."""
-    entry_s, attr_s = times_of(stat, created=created)
-    return int(entry_s * 1e9), int(attr_s * 1e9)
-
-
-def _form(stat: Stat, base: int) -> tuple[int, ...]:
-    """Return attributes in the order in which the extension wants them, without the times of `_times`."""
-    return (
-        base | stat.inode, stat.size, stat.blocks, stat.mode, stat.nlink, stat.uid, stat.gid, stat.rdev,
-        stat.mtime_ns, stat.ctime_ns, stat.atime_ns,
-    )  # fmt: skip
 
 
 class Prompt:
@@ -51,7 +38,9 @@ class Prompt:
 
     async def run(self) -> None:
         """Answer what comes, until cancelled."""
-        fd = passthrough.set_prompt((self.lookup, self.getattr, self.create, self.flush, self.release, self.setattr))
+        fd = passthrough.set_prompt(
+            (self.lookup, self.getattr, self.create, self.flush, self.release, self.setattr, self.readdir)
+        )
         try:
             while True:
                 await trio.lowlevel.wait_readable(fd)
@@ -66,7 +55,7 @@ class Prompt:
             stat = self._volumes.known(parent, name)
             if stat is None:
                 return False
-            passthrough.reply_entry(unique, *_form(stat, 0), *_times(stat))
+            passthrough.reply_entry(unique, *form_of(stat, 0), *nanoseconds_of(stat))
         except NoSuchName:
             valid_ns = int(min(self._volumes.negative_ttl_s(parent, name), LONGEST_S) * 1e9)
             passthrough.reply_entry(unique, *(0,) * 11, valid_ns, 0)
@@ -83,7 +72,7 @@ class Prompt:
             stat = self._volumes.known_attributes(inode)
             if stat is None:
                 return False
-            passthrough.reply_attr(unique, *_form(stat, 0), *_times(stat))
+            passthrough.reply_attr(unique, *form_of(stat, 0), *nanoseconds_of(stat))
         except Exception:  # noqa: BLE001 (as above)
             return False
         ended(self._operations, "getattr", began_s, (inode,))
@@ -107,7 +96,7 @@ class Prompt:
                 stat = fs.setattr_now(inode & LOCAL_MASK, changes)
             if stat is None:
                 return False
-            passthrough.reply_attr(unique, *_form(stat, volume.base), *_times(stat))
+            passthrough.reply_attr(unique, *form_of(stat, volume.base), *nanoseconds_of(stat))
         except Exception:  # noqa: BLE001 (as above)
             return False
         ended(self._operations, "setattr", began_s, (inode,))
@@ -139,7 +128,7 @@ class Prompt:
             number, stat = made
             handle = handle_of(volume.base | number, flags)
             self._operations.keep(handle, unique, volume.base | stat.inode, flags)
-            passthrough.reply_created(unique, *_form(stat, volume.base), *_times(stat, created=True), handle)
+            passthrough.reply_created(unique, *form_of(stat, volume.base), *nanoseconds_of(stat, created=True), handle)
         except Exception as exc:  # noqa: BLE001 (it is logged)
             code = errno_of(self._operations, "create", exc)
             passthrough.reply_done(unique, code)
@@ -191,4 +180,20 @@ class Prompt:
             code = errno_of(self._operations, "release", exc)
         passthrough.reply_done(unique, code)
         observe(self._operations, "release", began_s)
+        return True
+
+    def readdir(self, unique: int, fh: int, start: int, size: int) -> bool:
+        """Entries of a directory that are known; those that are still to come are waited for by the handler."""
+        began_s, handle = time.perf_counter(), fh & NUMBER_MASK
+        try:
+            packing = packed(self._volumes, handle, start, size)
+            if packing is None:
+                return False
+            kept = self._operations.kept
+            if packing.last is not None and kept.wanted:
+                kept.read_directory(handle, positions_of(self._volumes, handle, start, packing.last))
+            passthrough.reply_packed(unique, packing.answer, packing.used)
+        except Exception:  # noqa: BLE001 (the handler meets it again, and says so)
+            return False
+        ended(self._operations, "readdir", began_s, (fh, start))
         return True

@@ -125,7 +125,11 @@ class Names(ListedNames):
         """
         prefix = U64.pack(directory)
         start = prefix + name + b"\0" if name else prefix
-        found = [(key[8:], self._decoded(value)) for key, value in self._store.names(start, limit)]
+        stored = self._store.names(start, limit)
+        try:
+            found = [(key[8:], decode_entry(value)) for key, value in stored]
+        except msgspec.DecodeError as exc:
+            raise self._store.doubt(exc) from exc
         if keep:
             if len(self._entries) + len(found) > ENTRIES_KEPT:
                 self._entries.clear()

@@ -276,7 +276,9 @@ class IndexStore:
         found: list[tuple[bytes, bytes]] = []
         with self._env.begin(db=self._databases[Table.NAMES], buffers=False) as txn, txn.cursor() as cursor:
             if not any(layer.has_names(start[:8]) for layer in layers):
-                stored = islice(cursor.iternext(), limit) if cursor.set_range(start) else ()
+                stored = list(islice(cursor.iternext(), limit)) if cursor.set_range(start) else []
+                if not stored or stored[-1][0].startswith(start[:8]):
+                    return stored
                 return [item for item in stored if item[0].startswith(start[:8])]
             for key, value in overlaid(scan(cursor, start, start[:8]), layers, start):
                 if value is not None:

@@ -61,6 +61,16 @@ class Belief:
         """Whether an inode is changed here."""
         return inode in self._held
 
+    @property
+    def any_held(self) -> bool:
+        """Whether any inode is."""
+        return bool(self._held)
+
+    @property
+    def terms(self) -> tuple[float, float, float]:
+        """The time, for how many seconds an answer is believed, and the time before which none is."""
+        return self._clock(), self.ttl_s, self._names.believe_from_s
+
     def set_ttls(self, *, metadata_s: float, negative_s: float) -> None:
         """Believe names and attributes, and that names are missing, for so long from now on."""
         self._names.told.revoke_all()

@@ -13,6 +13,7 @@ It matters where others than the mounting user are let in, and where objects are
 
 from __future__ import annotations
 
+import enum
 import logging
 import time
 from collections import OrderedDict
@@ -48,6 +49,16 @@ IN_VAIN = 4096
 JUDGED_FROM = 256
 """Entries of a directory that is large: the kernel takes many before a program looks at the first."""
 TRIES = 3
+
+
+class Silence(enum.IntEnum):
+    """What becomes of an entry in a listing whose attributes are not known."""
+
+    LEFT = 0
+    """That differs, or something is hidden."""
+    HOLDS = 1
+    LACKS = 2
+    """See `Descriptions.lacks`."""
 
 
 @dataclass(slots=True)
@@ -109,6 +120,14 @@ class Descriptions:
         if entry.attributes is None:
             return self._expects(directory, entry.kind) is not False
         return self._ages(entry) and not self._namespace.belief.left_s(entry.described_s)
+
+    def silence(self, directory: int) -> Silence:
+        """Say what `lacks` and `must_hide` do of files, and more where nobody else is let in, that are not ours."""
+        if not self.keeps_attributes:
+            return Silence.HOLDS
+        if self._namespace.shared:
+            return Silence.LEFT
+        return Silence.HOLDS if self._expects(directory, Kind.FILE) is False else Silence.LACKS
 
     def _ages(self, entry: Entry) -> bool:
         """Whether the attributes hold for the time to live only: a listing tells of files that they were changed."""

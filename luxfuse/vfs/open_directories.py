@@ -6,6 +6,7 @@ import itertools
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 
 from luxfuse.core.listed_spans import Given, Position
 from luxfuse.index.entries import Entry
@@ -29,6 +30,10 @@ UNORDERED = -1
 
 FIRST_SPARE_COOKIE = 1 << (VOLUME_SHIFT - 1)
 """No inode number: those count from `index.numbers.FIRST_INODE`. Nor an attach point's cookie, which has a volume in it."""
+
+
+Batch = tuple[list[tuple[bytes, Entry]], dict[int, int]]
+"""Entries, and the cookies of those whose cookie is not their inode."""
 
 
 @dataclass(slots=True)
@@ -59,7 +64,7 @@ class OpenDirectories:
         self._namespace = namespace
         self._descriptions = descriptions
         self._removing = removing
-        self._shown = shown
+        self.shown = shown
         self._handles: dict[int, _Handle] = {}
         self._next_handle = 1
         self._spare_cookies = itertools.count(FIRST_SPARE_COOKIE)
@@ -174,41 +179,66 @@ class OpenDirectories:
         Entries come in the byte order of their names, or as a listing that is under way has brought them so far (`more`).
         The position is a name: while names come and go, every entry that stays comes exactly once.
         """
+        yield from self.dots(handle, cookie)
+        inode = self.inode_of(handle)
+        for batch, cookies in self.batches(handle, cookie, after):
+            listed = self.shown.listed(inode, batch)
+            yield from listed if not cookies else ((name, stat, cookies.get(at, at)) for name, stat, at in listed)
+
+    def is_plain(self, handle: int) -> bool:
+        """Whether nothing has to be prepared (`prepare`) before a directory is read. Raises `BadHandle`."""
         state = self._directory(handle)
-        inode, stream = state.inode, state.stream
+        return not state.lost and state.given is None and not state.inherited
+
+    def dots(self, handle: int, cookie: int) -> Iterator[tuple[bytes, Stat, int]]:
+        """Yield the part of `read` that is no entry. Raises `BadHandle`, `Stale`."""
+        state = self._directory(handle)
         if state.lost and cookie:
             raise Stale("the directory was being listed when the daemon ended; it has to be read from the start")
         state.lost = False
         if cookie == 0:
-            yield b".", self._shown.dot(inode), 1
+            yield b".", self.shown.dot(state.inode), 1
         if cookie <= 1:
-            above = ROOT_INODE if inode == ROOT_INODE else self._parent(inode)
-            yield b"..", self._shown.dot(above), 2
+            above = ROOT_INODE if state.inode == ROOT_INODE else self._parent(state.inode)
+            yield b"..", self.shown.dot(above), 2
+
+    def batches(self, handle: int, cookie: int, after: bytes | None = None) -> Iterator[Batch]:
+        """Yield the entries that `read` has, and the cookies that are not their inodes."""
+        state = self._directory(handle)
+        stream = state.stream
         if after is None:
             after = b"" if cookie <= 2 else self._position(state, cookie)
         for names in (state.names, state.others):
             if len(names) > 8 * BATCH:
-                for old in list(names)[: 4 * BATCH]:
+                for old in list(islice(names, 4 * BATCH)):
                     del names[old]
-                    if names is state.names:
+                    if state.spans and names is state.names:
                         state.spans.pop(old, None)
         for batch, number in self._left(state, after) if stream is None else self._streamed(state, stream, after, cookie):
-            cookies = self._renamed(state, batch)
-            positions = {cookies.get(entry.inode, entry.inode): name for name, entry in batch}
-            for again in positions:
-                state.names.pop(again, None)  # handed out lately, though perhaps not for the first time
+            positions = {entry.inode: name for name, entry in batch}
+            cookies = self._renamed(state, positions)
+            if cookies:
+                positions = {cookies.get(inode, inode): name for inode, name in positions.items()}
             state.names.update(positions)
             if number is not None:
                 state.spans.update(dict.fromkeys(positions, number))
-            if state.others is self._positions.get(inode):
+            if state.others is self._positions.get(state.inode):
                 state.others.update(positions)
-            listed = self._shown.listed(inode, batch)
-            yield from listed if not cookies else ((name, stat, cookies.get(at, at)) for name, stat, at in listed)
+            yield batch, cookies
 
-    def _renamed(self, state: _Handle, batch: list[tuple[bytes, Entry]]) -> dict[int, int]:
-        """Return other cookies for inodes that the handle has shown by another name: theirs stay where they were."""
+    def _renamed(self, state: _Handle, positions: dict[int, bytes]) -> dict[int, int]:
+        """Return other cookies for inodes that the handle has shown by another name: theirs stay where they were.
+
+        Those that it has shown by the same name become the ones that were handed out last.
+        """
         names = state.names
-        return {e.inode: next(self._spare_cookies) for name, e in batch if names.get(e.inode, name) != name}
+        cookies: dict[int, int] = {}
+        for inode in names.keys() & positions.keys():
+            if names[inode] != positions[inode]:
+                cookies[inode] = next(self._spare_cookies)
+            else:
+                del names[inode]
+        return cookies
 
     def _left(self, state: _Handle, after: bytes) -> Iterator[tuple[list[tuple[bytes, Entry]], int | None]]:
         given = state.given

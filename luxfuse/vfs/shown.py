@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
+from typing import NamedTuple
 
 from luxfuse.index.entries import Entry
 from luxfuse.types import Kind
@@ -13,6 +14,26 @@ from luxfuse.vfs.namespace import Namespace
 
 OTHERS = 0o077
 """Of a mode: the bits for the group and all others."""
+
+
+class Common(NamedTuple):
+    """What holds for most entries of a listing, in the order in which the extension wants it (`lane/entries.c`).
+
+    An entry is believed for ``ttl_s`` from the time on when it was checked, if that was not before ``from_s``. ``silence``:
+    see `Silence`. ``directories``: whether it holds for them, too. The rest is for what an entry does not say. ``aside``:
+    inodes for which it does not hold.
+    """
+
+    now_s: float
+    ttl_s: float
+    from_s: float
+    silence: int
+    directories: bool
+    mtime_ns: int
+    uid: int
+    gid: int
+    umask: int
+    aside: Container[int] | None
 
 
 class Shown:
@@ -61,6 +82,19 @@ class Shown:
             if plain:
                 pattern, checked_s = stat, entry.checked_s
             yield name, stat, inode
+
+    def common(self, directory: int, batch: list[tuple[bytes, Entry]]) -> Common | None:
+        """Return what `listed` says of most of these entries; None: each has to be looked at."""
+        belief, dirty, defaults = self._namespace.belief, self._dirty, self._defaults
+        if belief.doubts.any_entry:
+            return None
+        aside = None
+        if len(dirty) or belief.any_held:
+            aside = {e.inode for _, e in batch if belief.is_held(e.inode) or dirty.get(e.inode) is not None} or None
+        return Common(
+            *belief.terms, self._descriptions.silence(directory), not self._namespace.shared,
+            defaults.mtime_ns, defaults.uid, defaults.gid, defaults.umask, aside,
+        )  # fmt: skip
 
     def clean(self, entry: Entry, ttl_s: float) -> Stat:
         """Return attributes for ``ttl_s``: an unknown mode lets only the owner in, and is asked for again."""

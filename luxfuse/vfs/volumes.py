@@ -260,7 +260,7 @@ class Volumes:
                 child = self._child(parent, name)
                 if child is None or child.volume is None:
                     self._met(child, stat.inode)
-                    if volume.fs is not None and self._is_plain(parent):
+                    if volume.fs is not None and self.is_plain(parent):
                         volume.fs.answers.looked_up(parent & LOCAL_MASK, name)
                     return stat
         return await self.getattr(child.inode)
@@ -274,12 +274,12 @@ class Volumes:
             try:
                 stat = fs.known(parent & LOCAL_MASK, name)
             except NoSuchName:
-                if self._is_plain(parent):
+                if self.is_plain(parent):
                     fs.answers.missed(parent & LOCAL_MASK)
                 raise
             if stat is not None:
                 stat.inode |= volume.base
-                if self._is_plain(parent):
+                if self.is_plain(parent):
                     fs.answers.looked_up(parent & LOCAL_MASK, name)
         return stat
 
@@ -309,7 +309,7 @@ class Volumes:
             node.inode = inode
             self._nodes[inode] = node
 
-    def _is_plain(self, directory: int) -> bool:
+    def is_plain(self, directory: int) -> bool:
         """Whether a directory is not on the way to attach points: only then its names may be looked up without us."""
         node = self._nodes.get(directory)
         return node is None or not node.children
@@ -329,7 +329,7 @@ class Volumes:
         if volume is None or volume.fs is None:
             return
         place = volume.fs.namespace.places.place_of(local)
-        if place is not None and self._is_plain(volume.base | place[0]):
+        if place is not None and self.is_plain(volume.base | place[0]):
             volume.fs.answers.asked(local, *place)
 
     async def opendir(self, inode: int) -> tuple[int, bool, bool]:
@@ -339,7 +339,7 @@ class Volumes:
         """
         volume = self.of(inode)
         with volume as fs:
-            handle, holds = await fs.directories.open(inode & LOCAL_MASK, not self._is_plain(inode))
+            handle, holds = await fs.directories.open(inode & LOCAL_MASK, not self.is_plain(inode))
             return volume.base | handle, not fs.directories.streams(handle), holds
 
     async def more(self, handle: int) -> bool:

@@ -104,6 +104,14 @@ bool asked_of(const struct request *r, struct asked *out)
 			return false;
 		out->fh = ((const struct fuse_release_in *)arg)->fh;
 		return true;
+	case FUSE_READDIRPLUS: {
+		const struct fuse_read_in *read = arg;
+		out->function = PROMPT_READDIR;
+		if (rest < sizeof *read)
+			return false;
+		out->fh = read->fh, out->offset = read->offset, out->size = read->size;
+		return true;
+	}
 	default:
 		return false;
 	}

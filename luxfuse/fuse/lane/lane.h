@@ -10,6 +10,7 @@
  *   queue.c    requests on their way to pyfuse3, and interrupts
  *   asked.c    what requests ask for that Python is called for
  *   prompt.c   requests that Python answers in one step of the event loop
+ *   entries.c  entries of directories, packed for READDIRPLUS
  *   libfuse.c  the functions of libfuse that are found here first
  *   module.c   Python's side: `luxfuse.fuse._passthrough`
  *
@@ -289,12 +290,13 @@ extern uint32_t current_pid, current_uid, current_xattr_flags;
 extern int64_t current_at_ns; /* as of struct request */
 void note_current(const struct request *r); /* Python is about to be called for it */
 
-enum prompt_function { PROMPT_LOOKUP, PROMPT_GETATTR, PROMPT_CREATE, PROMPT_FLUSH, PROMPT_RELEASE, PROMPT_SETATTR, PROMPT_FUNCTIONS };
+enum prompt_function { PROMPT_LOOKUP, PROMPT_GETATTR, PROMPT_CREATE, PROMPT_FLUSH, PROMPT_RELEASE, PROMPT_SETATTR, PROMPT_READDIR, PROMPT_FUNCTIONS };
 
 struct asked { /* of a request, which has the name */
 	enum prompt_function function;
-	uint64_t unique, inode, fh;
+	uint64_t unique, inode, fh, offset;
 	const char *name;
+	uint32_t size;
 	uint32_t mode, flags, uid, gid, pid, umask;
 	int64_t set_mode, set_uid, set_gid, set_atime_ns, set_mtime_ns; /* -1: is left */
 };
@@ -313,8 +315,30 @@ void prompt_serve(void); /* guarded by the interpreter lock */
 void prompt_entry(uint64_t unique, const struct prompt_attributes *a);
 void prompt_attr(uint64_t unique, const struct prompt_attributes *a);
 void prompt_created(uint64_t unique, const struct prompt_attributes *a, uint64_t fh);
+struct fuse_entry_out;
+void prompt_fill_entry(struct fuse_entry_out *out, const struct prompt_attributes *a);
 #ifdef Py_PYTHON_H
 void prompt_set(PyObject *tuple); /* NULL: none */
+#endif
+
+/* ------------------------------------------------------------------ entries.c */
+
+#ifdef Py_PYTHON_H
+struct packing { /* an answer to READDIRPLUS as far as it has come, and what holds for entries in common: `vfs.shown.Common` */
+	char *to;
+	size_t size, used;
+	bool full; /* there was no room for an entry */
+	uint64_t base; /* of inode numbers */
+	double now_s, ttl_s, from_s;
+	int silence, directories;
+	long long mtime_ns;
+	unsigned uid, gid, umask;
+	PyObject *aside, *cookies; /* inodes for which it does not hold; other numbers of positions than inodes; or None */
+};
+
+bool entries_begin(void); /* false: with an exception, like below */
+bool entries_pack(struct packing *p, PyObject *list, Py_ssize_t *at);
+size_t entries_pack_one(const struct packing *p, const char *name, size_t length, uint64_t cookie, const struct prompt_attributes *a);
 #endif
 
 /* ------------------------------------------------------------------ libfuse.c */

@@ -573,6 +573,74 @@ static PyObject *py_reply_done(PyObject *self, PyObject *args)
 	Py_RETURN_NONE;
 }
 
+/* The answer that is packed so far: memory of Python's, to be given back; false with an exception. */
+static bool packing_in(Py_buffer *view, Py_ssize_t used, struct packing *out)
+{
+	if (used < 0 || used > view->len) {
+		PyErr_SetString(PyExc_ValueError, "more is used than there is");
+		return false;
+	}
+	out->to = view->buf, out->size = (size_t)view->len, out->used = (size_t)used;
+	return true;
+}
+
+static PyObject *py_pack(PyObject *self, PyObject *args)
+{
+	Py_buffer view;
+	Py_ssize_t used, at;
+	unsigned long long base;
+	PyObject *list, *result = NULL;
+	struct packing p = { 0 };
+	if (!PyArg_ParseTuple(args, "w*nKO!nO(dddipLIIIO)", &view, &used, &base, &PyList_Type, &list, &at, &p.cookies, &p.now_s, &p.ttl_s,
+			      &p.from_s, &p.silence, &p.directories, &p.mtime_ns, &p.uid, &p.gid, &p.umask, &p.aside))
+		return NULL;
+	p.base = base;
+	if (at < 0 || (p.cookies != Py_None && !PyDict_Check(p.cookies)))
+		PyErr_SetString(PyExc_ValueError, "no place in the list, or no dict");
+	else if (packing_in(&view, used, &p) && entries_pack(&p, list, &at))
+		result = Py_BuildValue("(nnN)", (Py_ssize_t)p.used, at, PyBool_FromLong(p.full));
+	PyBuffer_Release(&view);
+	return result;
+}
+
+static PyObject *py_pack_one(PyObject *self, PyObject *args)
+{
+	Py_buffer view;
+	Py_ssize_t used, length;
+	const char *name;
+	unsigned long long cookie, ino, size, blocks;
+	long long mtime, ctime, atime, entry, attr;
+	struct prompt_attributes a;
+	struct packing p = { 0 };
+	PyObject *result = NULL;
+	if (!PyArg_ParseTuple(args, "w*ny#K" ATTRIBUTES, &view, &used, &name, &length, &cookie, &ino, &size, &blocks, &a.mode, &a.nlink,
+			      &a.uid, &a.gid, &a.rdev, &mtime, &ctime, &atime, &entry, &attr))
+		return NULL;
+	a.ino = ino, a.size = size, a.blocks = blocks;
+	a.mtime_ns = mtime, a.ctime_ns = ctime, a.atime_ns = atime, a.entry_ns = entry, a.attr_ns = attr;
+	if (packing_in(&view, used, &p))
+		result = PyLong_FromSize_t(entries_pack_one(&p, name, (size_t)length, cookie, &a));
+	PyBuffer_Release(&view);
+	return result;
+}
+
+static PyObject *py_reply_packed(PyObject *self, PyObject *args)
+{
+	unsigned long long unique;
+	Py_buffer view;
+	Py_ssize_t used;
+	struct packing p;
+	if (!PyArg_ParseTuple(args, "Kw*n", &unique, &view, &used))
+		return NULL;
+	const bool fits = packing_in(&view, used, &p);
+	if (fits)
+		send_reply(unique, 0, p.to, p.used); /* its failure means that nobody waits any more */
+	PyBuffer_Release(&view);
+	if (!fits)
+		return NULL;
+	Py_RETURN_NONE;
+}
+
 static PyObject *py_statistics(PyObject *self, PyObject *args)
 {
 	const struct lane_sums sums = lanes_sum();
@@ -632,12 +700,15 @@ static PyMethodDef methods[] = {
 	{ "revoke_all", py_revoke_all, METH_NOARGS, "revoke_all(): end it for all names." },
 	{ "set_fallocate", py_set_fallocate, METH_VARARGS, "set_fallocate(callable | None): called with (request, ino, fh, mode, offset, length); None: ENOSYS." },
 	{ "reply_err", py_reply_err, METH_VARARGS, "reply_err(request, errno): answer a fallocate, exactly once." },
-	{ "set_prompt", py_set_prompt, METH_VARARGS, "set_prompt((lookup, getattr, create, flush, release, setattr) | None) -> fd: have these functions called by `serve_prompt`, which the eventfd asks for." },
+	{ "set_prompt", py_set_prompt, METH_VARARGS, "set_prompt((lookup, getattr, create, flush, release, setattr, readdir) | None) -> fd: have these functions called by `serve_prompt`, which the eventfd asks for." },
 	{ "serve_prompt", py_serve_prompt, METH_NOARGS, "serve_prompt(): call the functions for the requests that have come; one that returns False leaves its request to pyfuse3." },
 	{ "reply_entry", py_reply_entry, METH_VARARGS, "reply_entry(unique, ino, size, blocks, mode, nlink, uid, gid, rdev, mtime_ns, ctime_ns, atime_ns, entry_ns, attr_ns): answer a LOOKUP; ino 0: there is none." },
 	{ "reply_attr", py_reply_attr, METH_VARARGS, "reply_attr(...): answer a GETATTR, as reply_entry." },
 	{ "reply_created", py_reply_created, METH_VARARGS, "reply_created(..., fh): answer a CREATE, as reply_entry." },
 	{ "reply_done", py_reply_done, METH_VARARGS, "reply_done(unique, errno): answer any of them, without a value." },
+	{ "pack", py_pack, METH_VARARGS, "pack(answer, used, base, [(name, entry)], at, {inode: cookie} | None, common) -> (used, at, full): put entries into an answer to READDIRPLUS, from the at-th on, up to one for which `common` does not hold, or there is no room." },
+	{ "pack_one", py_pack_one, METH_VARARGS, "pack_one(answer, used, name, cookie, ...) -> used: put in one, with attributes as of reply_entry; as before: there is no room." },
+	{ "reply_packed", py_reply_packed, METH_VARARGS, "reply_packed(unique, answer, used): answer a READDIRPLUS." },
 	{ "statistics", py_statistics, METH_NOARGS, "statistics() -> {name: number} of what was read and answered here." },
 	{ NULL, NULL, 0, NULL },
 };
@@ -647,7 +718,7 @@ static struct PyModuleDef module = { PyModuleDef_HEAD_INIT, "_passthrough", NULL
 PyMODINIT_FUNC PyInit__passthrough(void)
 {
 	PyObject *m = PyModule_Create(&module);
-	if (m && (PyModule_AddIntConstant(m, "FILL_BYTES", FILL_BYTES) < 0 ||
+	if (m && (!entries_begin() || PyModule_AddIntConstant(m, "FILL_BYTES", FILL_BYTES) < 0 ||
 		  PyModule_AddObject(m, "MARK", PyLong_FromUnsignedLongLong(MARK)) < 0 ||
 		  PyModule_AddObject(m, "MARK_FAST", PyLong_FromUnsignedLongLong(MARK_FAST)) < 0 ||
 		  PyModule_AddObject(m, "MARK_NOFLUSH", PyLong_FromUnsignedLongLong(MARK_NOFLUSH)) < 0 ||

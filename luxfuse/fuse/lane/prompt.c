@@ -1,5 +1,5 @@
 /* Requests that Python answers in one step of the event loop, by a plain function: LOOKUP, GETATTR, SETATTR, CREATE, FLUSH,
- * RELEASE.
+ * RELEASE, READDIRPLUS.
  *
  * A handler of pyfuse3 costs two turns of the event loop and a task's wake-up before it runs. So once `set_prompt` was
  * called, these requests wait in a queue of their own, and `serve` calls Python's function for each that has come. That
@@ -16,6 +16,7 @@
 #include <stdlib.h>
 
 #define AT_ONCE 64 /* requests in one step; then others have their turn */
+#define OF_READDIR 8 /* as many of others: it takes as long, and longer */
 
 static PyObject *functions; /* in the order of `enum prompt_function`, NULL: none; guarded by the interpreter lock */
 
@@ -45,6 +46,8 @@ static PyObject *call(const struct request *r)
 	case PROMPT_SETATTR:
 		return PyObject_CallFunction(function, "KKLLLLL", unique, inode, (long long)a.set_mode, (long long)a.set_uid,
 					     (long long)a.set_gid, (long long)a.set_atime_ns, (long long)a.set_mtime_ns);
+	case PROMPT_READDIR:
+		return PyObject_CallFunction(function, "KKKI", unique, fh, (unsigned long long)a.offset, (unsigned)a.size);
 	default:
 		return PyObject_CallFunction(function, "KK", unique, fh);
 	}
@@ -55,6 +58,8 @@ void prompt_serve(void)
 	struct request *r;
 	for (unsigned i = 0; i < AT_ONCE && (r = dequeue_prompt()); i++) {
 		note_current(r);
+		if (((const struct fuse_in_header *)r->data)->opcode == FUSE_READDIRPLUS)
+			i += OF_READDIR - 1;
 		PyObject *taken = functions ? call(r) : Py_NewRef(Py_False);
 		if (!taken) { /* a mistake in luxfuse: its functions raise nothing */
 			PyErr_WriteUnraisable(functions);
@@ -94,18 +99,18 @@ static void fill(struct fuse_attr *out, const struct prompt_attributes *a)
 	split(a->ctime_ns, &out->ctime, &out->ctimensec);
 }
 
-static struct fuse_entry_out entry_of(const struct prompt_attributes *a)
+void prompt_fill_entry(struct fuse_entry_out *out, const struct prompt_attributes *a)
 {
-	struct fuse_entry_out out = { .nodeid = a->ino };
-	split(a->entry_ns, &out.entry_valid, &out.entry_valid_nsec);
-	split(a->attr_ns, &out.attr_valid, &out.attr_valid_nsec);
-	fill(&out.attr, a);
-	return out;
+	*out = (struct fuse_entry_out){ .nodeid = a->ino };
+	split(a->entry_ns, &out->entry_valid, &out->entry_valid_nsec);
+	split(a->attr_ns, &out->attr_valid, &out->attr_valid_nsec);
+	fill(&out->attr, a);
 }
 
 void prompt_entry(uint64_t unique, const struct prompt_attributes *a)
 {
-	const struct fuse_entry_out out = entry_of(a);
+	struct fuse_entry_out out;
+	prompt_fill_entry(&out, a);
 	send_reply(unique, 0, &out, sizeof out);
 }
 
@@ -122,7 +127,8 @@ void prompt_created(uint64_t unique, const struct prompt_attributes *a, uint64_t
 	struct {
 		struct fuse_entry_out entry;
 		struct open_reply open;
-	} reply = { entry_of(a), { fh, fh & MARK_NOFLUSH ? OPEN_KEEP_CACHE | OPEN_NOFLUSH : OPEN_KEEP_CACHE, 0 } };
+	} reply = { .open = { fh, fh & MARK_NOFLUSH ? OPEN_KEEP_CACHE | OPEN_NOFLUSH : OPEN_KEEP_CACHE, 0 } };
+	prompt_fill_entry(&reply.entry, a);
 	if (is_fast(fh)) {
 		reply.open.open_flags = fh & MARK_WRITE ? 0 : OPEN_NOFLUSH;
 		table_describe(fh & INODE_MASK, &reply.open);

@@ -77,6 +77,7 @@ static bool is_prompt(const void *data, size_t size)
 	case FUSE_FLUSH:
 	case FUSE_RELEASE:
 	case FUSE_SETATTR:
+	case FUSE_READDIRPLUS:
 		return true;
 	default:
 		return false;

@@ -27,8 +27,8 @@ import luxfuse.fuse
 HEADER = struct.Struct("=IIQQIIII")
 OUT = struct.Struct("=IiQ")
 LOOKUP, FORGET, GETATTR, SETATTR, OPEN, READ, WRITE, RELEASE, SETXATTR = 1, 2, 3, 4, 14, 15, 16, 18, 21
-GETXATTR, FLUSH, INIT, OPENDIR, RELEASEDIR, CREATE, FALLOCATE = 22, 25, 26, 27, 29, 35, 43
-BODIES = {LOOKUP: 0, GETATTR: 16, SETATTR: 88, CREATE: 16, FLUSH: 24, RELEASE: 24, SETXATTR: 8}
+GETXATTR, FLUSH, INIT, OPENDIR, RELEASEDIR, CREATE, FALLOCATE, READDIRPLUS = 22, 25, 26, 27, 29, 35, 43, 44
+BODIES = {LOOKUP: 0, GETATTR: 16, SETATTR: 88, CREATE: 16, FLUSH: 24, RELEASE: 24, SETXATTR: 8, READDIRPLUS: 40}
 WITH_NAME = (LOOKUP, CREATE, SETXATTR)
 GIVE_UP_S = 60.0
 REQUESTS = 2_000
@@ -93,10 +93,11 @@ def prompts(extension: Any, chance: random.Random) -> Counter[str]:
             "getattr": lambda: extension.reply_attr(unique, *said),
             "setattr": lambda: extension.reply_attr(unique, *said),
             "create": lambda: extension.reply_created(unique, *said, chance.choice(HANDLES)),
+            "readdir": lambda: packed(extension, chance, unique, said),
         }.get(kind, lambda: extension.reply_done(unique, chance.choice((0, errno.EIO))))()
         return True
 
-    kinds = ("lookup", "getattr", "create", "flush", "release", "setattr")
+    kinds = ("lookup", "getattr", "create", "flush", "release", "setattr", "readdir")
     functions = tuple(lambda *a, kind=kind: answer(kind, *a) for kind in kinds)
     sys.unraisablehook = lambda _about: met.update(["raised"])
     extension.attach()
@@ -114,6 +115,59 @@ def prompts(extension: Any, chance: random.Random) -> Counter[str]:
     kernel.take()
     assert extension.queued() == REQUESTS - len(kernel.replies)
     return met
+
+
+class Entry:
+    """What is packed knows entries by the names of what they have; something is missing or wrong in some."""
+
+    def __init__(self, chance: random.Random, attributes: object = None) -> None:
+        numbers = (0, 0, 1, 2, 511, 1 << 40, (1 << 63) - 1)
+        for name in ("inode", "size", "mtime_ns", "mode", "uid", "gid", "atime_ns", "ctime_ns", "rdev"):
+            setattr(self, name, chance.choice(numbers))
+        self.kind, self.checked_s, self.attributes = chance.randrange(4), chance.choice((0.0, 99.0, 1e300)), attributes
+        if chance.random() < 0.05:
+            setattr(self, chance.choice(list(vars(self))), chance.choice((1 << 70, "text", None, -1)))
+        if chance.random() < 0.02:
+            delattr(self, chance.choice(list(vars(self))))
+
+
+def listed(chance: random.Random) -> list[Any]:
+    """Entries of a directory; what runs in between may even change the list."""
+    found: list[Any] = []
+
+    class Shrinking(Entry):
+        @property
+        def size(self) -> int:
+            del found[len(found) // 2 :]
+            return 1
+
+        @size.setter
+        def size(self, _value: int) -> None:
+            pass
+
+    for _ in range(chance.randrange(30)):
+        said = Entry(chance) if chance.random() < 0.5 else None
+        found.append((b"n" * chance.choice((0, 1, 8, 255)), Entry(chance, said)))
+    if found and chance.random() < 0.1:
+        found[chance.randrange(len(found))] = chance.choice((None, (b"n",), ("n", 1), (b"shrinking", Shrinking(chance))))
+    return found
+
+
+def common(chance: random.Random) -> tuple[object, ...]:
+    aside = chance.choice((None, None, {1, 511}, frozenset(), 7))
+    return (100.0, 60.0, 0.0, chance.randrange(3), True, 5, 6, 7, 0o22, aside)
+
+
+def packed(extension: Any, chance: random.Random, unique: int, said: tuple[int, ...]) -> None:
+    answer, used = bytearray(chance.choice((0, 100, 200, 4096))), 0
+    used = extension.pack_one(answer, used, b".", 1, *said)
+    try:
+        used, _, _ = extension.pack(
+            answer, used, 1 << 50, listed(chance), 0, chance.choice((None, {511: 3})), common(chance)
+        )
+    except (TypeError, OverflowError, AttributeError):
+        pass
+    extension.reply_packed(unique, answer, used)
 
 
 def odd_request(chance: random.Random, unique: int) -> bytes:
@@ -232,7 +286,7 @@ def whole_request(chance: random.Random, unique: int) -> bytes:
 
 LEFT_OUT = {"start", "attach", "interrupts", "estate", "reply_err", "set_prompt", "set_fallocate", "push"}
 """What is told of memory, of the device, or of functions: these trust the caller."""
-REFUSALS = (TypeError, ValueError, OverflowError, OSError)
+REFUSALS = (TypeError, ValueError, OverflowError, OSError, AttributeError)
 
 
 def calls(extension: Any, chance: random.Random) -> Counter[str]:
@@ -268,6 +322,9 @@ def arguments(name: str, chance: random.Random, values: list[Any], names: list[b
         "reply_attr": [5, *range(13)],
         "reply_created": [5, *range(13), chance.choice(HANDLES)],
         "reply_done": [5, 0],
+        "pack": [bytearray(500), 0, 0, listed(chance), chance.choice((0, 1, 99)), None, common(chance)],
+        "pack_one": [bytearray(500), chance.choice((0, 300, 500)), chance.choice(names), 1, *range(13)],
+        "reply_packed": [5, bytearray(500), chance.choice((0, 500, 501))],
         "restamp": [inode, -1, later],
         "acquire": [inode, later, chance.random() < 0.5],
         "grant": [inode, 4096],

@@ -704,7 +704,7 @@ static void fuzz(unsigned count)
 	table_grant(100, UINT32_MAX);
 	static const uint32_t codes[] = { FUSE_OPEN, FUSE_READ, FUSE_WRITE, FUSE_RELEASE, FUSE_GETXATTR, FUSE_FORGET,
 					  FUSE_BATCH_FORGET, FUSE_INTERRUPT, FUSE_SETATTR, FUSE_LOOKUP, FUSE_GETATTR, FUSE_CREATE,
-					  FUSE_FLUSH, FUSE_SETXATTR, 0, 4711 };
+					  FUSE_FLUSH, FUSE_SETXATTR, FUSE_READDIRPLUS, 0, 4711 };
 	for (unsigned i = 0; i < count; i++) {
 		struct fuse_in_header *in = (void *)packet;
 		size_t size = rnd(&state, 3) ? rnd(&state, 200) : rnd(&state, sizeof packet);

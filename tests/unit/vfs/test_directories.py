@@ -162,7 +162,7 @@ async def test_entries_are_listed_with_the_attributes_that_each_has(tmp_path: Pa
                 entry = m.fs.namespace.peek(inode, name)
                 assert entry is not None
                 assert entry.inode == cookie
-                expected = m.fs.directories._shown.stat(entry)
+                expected = m.fs.directories.shown.stat(entry)
                 if m.fs.directories._descriptions.lacks(inode, entry):
                     expected.ttl_s = 0.0
                 assert stat == expected, name
