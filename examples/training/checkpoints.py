@@ -26,6 +26,11 @@ PROCESSES, EPOCHS = 2, 2
 def train(rank: int, root: Path, rendezvous: str) -> None:
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     dist.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=PROCESSES)
+    run_epochs(rank, root)  # its model is gone before the group: the end of one that holds the last of the group can hang
+    dist.destroy_process_group()
+
+
+def run_epochs(rank: int, root: Path) -> None:
     torch.manual_seed(0)
     model = nn.parallel.DistributedDataParallel(nn.Linear(256, 256))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -45,7 +50,6 @@ def train(rank: int, root: Path, rendezvous: str) -> None:
         checkpoint.save(state, checkpoint_id=root / f"epoch-{epoch:04}")
         if rank == 0:
             print(f"epoch {epoch}: loss {loss.item():.4f}, saved", flush=True)
-    dist.destroy_process_group()
 
 
 def main() -> None:
