@@ -86,7 +86,7 @@ class Shown:
     def common(self, directory: int, batch: list[tuple[bytes, Entry]]) -> Common | None:
         """Return what `listed` says of most of these entries; None: each has to be looked at."""
         belief, dirty, defaults = self._namespace.belief, self._dirty, self._defaults
-        if belief.doubts.any_entry:
+        if belief.doubts.any_entry or self._namespace.unfinished:
             return None
         aside = None
         if len(dirty) or belief.any_held:

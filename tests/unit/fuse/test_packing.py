@@ -27,6 +27,7 @@ from luxfuse.vfs import open_directories
 from luxfuse.vfs.attributes import AttributeChanges
 from luxfuse.vfs.kernel import NoKernel
 from luxfuse.vfs.shown import Shown
+from luxfuse.vfs.unfinished import Wait
 from luxfuse.vfs.volumes import Volumes
 from tests.support.fake_kernel import CALLER
 from tests.support.fake_store import FakeStore
@@ -110,6 +111,7 @@ async def test_what_is_packed_is_what_is_listed(tmp_path: Path, shared: bool, at
     async with mounted(tmp_path, driver, allow_other=shared, attributes=attributes, write_mode="async-through") as m:
         shown, belief = m.fs.directories.shown, m.fs.namespace.belief
         handle, dirty = await m.kernel.create(m.fs, ROOT_INODE, b"dirty")
+        waits: list[Wait] = []
         held = [dirty, await m.inode("there")]
         for number in range(400):
             batch = drawn_batch(rng, held)
@@ -117,6 +119,11 @@ async def test_what_is_packed_is_what_is_listed(tmp_path: Path, shared: bool, at
                 belief.hold(held[1])
             elif number % 3 == 2:
                 belief.let_go(held[1])
+            if number == 300 and batch:
+                waits.append(m.fs.namespace.unfinished.begin([(ROOT_INODE, batch[-1][0])]))
+            elif number == 340:
+                for wait in waits:
+                    m.fs.namespace.unfinished.end(wait)
             if number == 350:
                 belief.doubts.entries.note(batch[0][1].inode if batch else 1000, BEGINNING_S)
             cookies = {entry.inode: rng.getrandbits(40) for _, entry in batch if rng.random() < 0.1}
