@@ -117,6 +117,10 @@ class RecentPages:
             self._pages.move_to_end((oid, page))
         return found
 
+    def has_any(self, oid: bytes, pages: int) -> bool:
+        """Whether any of an object's first ``pages`` is here."""
+        return bool(self._pages) and any((oid, page) in self._pages for page in range(pages))
+
     def put(self, oid: bytes, page: int, data: Buffer) -> None:
         """Keep a page for a while."""
         self.discard(oid, page)

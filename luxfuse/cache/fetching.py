@@ -169,6 +169,10 @@ class Fetching:
         """Whether a page is here, or was asked for already."""
         return page in obj.flights or obj.pages.has(page) or self.recent.get(obj.oid, page) is not None
 
+    def has_any(self, obj: CachedObject) -> bool:
+        """Whether any page of an object is here, or was asked for already."""
+        return bool(obj.pages.count or obj.flights) or self.recent.has_any(obj.oid, obj.pages.total)
+
     def _launch(self, obj: CachedObject, flight: Flight) -> None:
         """Send the request at once if there is memory and room for it; otherwise a task waits for them."""
         free = obj.oid not in self._hierarchy.removing and self._attempts.has_turn(obj, flight)

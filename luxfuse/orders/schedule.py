@@ -15,7 +15,7 @@ import os
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from functools import partial
-from itertools import accumulate
+from itertools import accumulate, islice
 
 import trio
 
@@ -83,8 +83,9 @@ class Following:
         self._news = trio.Event()
         self._has_news = False
         self._hear()
-        self._together: list[_PutBy] = []
-        """Small files that are fetched once a whole batch of names has been looked at: see `Window.spread`."""
+        self._together: dict[CachedObject, Callable[[int], None]] = {}
+        """Small files that are fetched once a whole batch of names has been looked at (see `Window.spread`), and what is
+        to be called at the end of their requests."""
         self.directories: OrderedDict[int, None] = OrderedDict()
         """Those in which files were told lately."""
         self.files = self.bytes = self.failed = 0
@@ -150,7 +151,7 @@ class Following:
         except Exception:  # it must not end the mount
             log.exception("fetching ahead of a program failed in an unexpected way")
         finally:
-            for obj, _ in self._together:
+            for obj in self._together:
                 self._cache.release(obj)
             self.ended.set()
 
@@ -203,9 +204,9 @@ class Following:
             return
         pages = range(-(-wanted_bytes // PAGE_BYTES))
         on_end = partial(self._arrived, place, directory, name, entry, obj)
-        if obj.pages.total <= RUN_PAGES and not any(self._cache.has_begun(obj, page) for page in range(obj.pages.total)):
-            if not any(other is obj for other, _ in self._together):
-                self._together.append((obj, on_end))
+        if obj.pages.total <= RUN_PAGES and not self._cache.has_any(obj):
+            if obj not in self._together:
+                self._together[obj] = on_end
             else:
                 self._cache.release(obj)
             return
@@ -231,21 +232,19 @@ class Following:
         each = self._window.spread(len(self._together))
         while self._together:
             await self._window.room()
-            await self._room.make(sum(allocated_bytes(obj.size) for obj, _ in self._turn(each)))
-            turn = self._turn(each)
-            del self._together[: len(turn)]
-            self._fetch_in_a_turn(turn)
+            await self._room.make(sum(allocated_bytes(obj.size) for obj in self._turn(each)))
+            self._fetch_in_a_turn([(obj, self._together.pop(obj)) for obj in self._turn(each)])
 
-    def _turn(self, each: int) -> list[_PutBy]:
+    def _turn(self, each: int) -> list[CachedObject]:
         """The next of those that were put by: so many at most, with so few bytes that a slow line brings them in time."""
-        sizes = accumulate(obj.size for obj, _ in self._together)
-        turn = [put_by for put_by, size in zip(self._together[:each], sizes, strict=False) if size <= TOGETHER_BYTES]
-        return turn or self._together[:1]
+        put_by = list(islice(self._together, each))
+        sizes = accumulate(obj.size for obj in put_by)
+        return [obj for obj, size in zip(put_by, sizes, strict=True) if size <= TOGETHER_BYTES] or put_by[:1]
 
     def _fetch_in_a_turn(self, turn: Sequence[_PutBy]) -> None:
         small: list[_PutBy] = []
         for obj, on_end in turn:
-            if any(self._cache.has_begun(obj, page) for page in range(obj.pages.total)):
+            if self._cache.has_any(obj):
                 self._cache.release(obj)  # somebody has opened it since
             else:
                 small.append((obj, on_end))

@@ -131,7 +131,7 @@ class FilesAhead:
             elif fd >= 0:
                 os.close(fd)
 
-        if obj.pages.total <= RUN_PAGES and not any(self._cache.has_begun(obj, page) for page in range(obj.pages.total)):
+        if obj.pages.total <= RUN_PAGES and not self._cache.has_any(obj):
             unfinished = 1
             small[obj.oid] = obj, on_end
             return
