@@ -127,18 +127,28 @@ class Contents:
         for obj in objs:
             obj.unsaved = not saved
 
-    def touch_by_id(self, oid: bytes) -> None:
-        """Note a use of an object that need not be loaded."""
-        if (obj := self._live.get(oid) or self._idle.get(oid)) is not None:
-            self.touch(obj)
-            return
-        record = self._objects.record(oid)
-        space = self.hierarchy.by_number(record.directory) if record is not None else None
-        if record is not None and space is not None:
-            record.used_us = time.time_ns() // 1000
-            if space.standings.use(oid, record):
-                self._objects.save(oid, record)
-            self._tell_use(oid, record, space)
+    def touch_by_ids(self, oids: Iterable[bytes]) -> None:
+        """Note a use of each of these objects, which need not be loaded, as one change of the index."""
+        now_us = time.time_ns() // 1000
+        changed: dict[bytes, ObjectRecord] = {}
+        for oid in oids:
+            if (obj := self._live.get(oid) or self._idle.get(oid)) is not None:
+                obj.used = True
+                record, space = obj.record, obj.space if obj.pages.count else None
+                if obj.unsaved:
+                    self.touch(obj)
+                    continue
+            else:
+                found = changed.get(oid) or self._objects.record(oid)
+                if found is None:
+                    continue
+                record, space = found, self.hierarchy.by_number(found.directory)
+            record.used_us = now_us
+            if space is not None:
+                if space.standings.use(oid, record):
+                    changed[oid] = record
+                self._tell_use(oid, record, space)
+        self._objects.save_all(changed.items())
 
     def keeps(self, obj: CachedObject) -> bool:
         """Whether anything of the object can be stored now."""

@@ -80,15 +80,15 @@ class PageCache:
         self.expect, self.flush, self.close = contents.expect, contents.flush, contents.close
         self.expect_ids = contents.expect_ids
         self.keeps, self.record_of, self.still_there = contents.keeps, contents.record_of, contents.still_there
-        self.object_id, self.cached_bytes, self.touch_by_id = (
+        self.object_id, self.cached_bytes, self.touch_by_ids = (
             contents.object_id,
             contents.cached_bytes,
-            contents.touch_by_id,
+            contents.touch_by_ids,
         )
         self.detach, self.can_install, self.install = contents.detach, contents.can_install, contents.install
         self.rename = contents.rename
         self.start, self.start_small, self.has_begun = fetching.start, fetching.start_small, fetching.has_begun
-        self.start_spread = fetching.start_spread
+        self.start_spread, self.has_any = fetching.start_spread, fetching.has_any
         self.fetch_whole, self.turn = fetching.fetch_whole, attempts.turn
 
     @property

@@ -14,7 +14,7 @@ class Readers(Protocol):
         """Close an object's backing id unless the kernel has it open; returns whether its file may go."""
 
     def note_touched(self) -> None:
-        """Tell, by `Contents.touch_by_id`, of the opens that the kernel's side answered alone."""
+        """Tell, by `Contents.touch_by_ids`, of the opens that the kernel's side answered alone."""
 
     def lost(self, oid: bytes) -> None:
         """The file of an object is gone: what has it open reads on, but it is not the object's file any more."""

@@ -54,7 +54,7 @@ class Removal:
         its record; so do those after it.
         """
         left: list[bytes] = []
-        gone = freed_bytes = 0
+        gone, freed_bytes = 0, 0
         error: OSError | None = None
         try:
             for oid in oids:
@@ -64,9 +64,7 @@ class Removal:
                     self._shared.strays.add(oid)
             if left:
                 gone, error = await trio.to_thread.run_sync(self._unlink, oids)
-            for oid in oids[:gone]:
-                del left[0]
-                freed_bytes += self._forget(oid)
+            freed_bytes = self._forget(oids[:gone], left)
             if error is not None:
                 self._on_failure(error)
         finally:
@@ -87,16 +85,22 @@ class Removal:
     def _is_elsewhere(self, oid: bytes) -> bool:
         return self._objects.directory_of(oid) not in (None, self._number)
 
-    def _forget(self, oid: bytes) -> int:
-        """A file is gone: so is its record, if that is of here; returns the bytes freed."""
-        removed, freed_bytes = False, 0
+    def _forget(self, oids: Sequence[bytes], left: list[bytes]) -> int:
+        """Files are gone, and so are their records, if they are of here; returns the bytes freed.
+
+        They are taken out of ``left``. Those of elsewhere were left here when their objects moved, or while the directory
+        was away.
+        """
+        elsewhere, freed_bytes = set(oids), 0
         try:
-            if not self._is_elsewhere(oid):  # else it was left here when the object moved, or while the directory was away
-                removed = True
-                freed_bytes = self._objects.drop(oid) or 0  # a record that must stay is of a lost file, and still counts
-                self._ledger.free(freed_bytes)
+            # Records that must stay are of lost files, and still count.
+            elsewhere, freed_bytes = self._objects.drop_in(self._number, oids)
+            self._ledger.free(freed_bytes)
         finally:
-            self._end(oid, removed=removed)
+            with contextlib.ExitStack() as each:  # as above
+                for oid in reversed(oids):
+                    left.remove(oid)
+                    each.callback(self._end, oid, removed=oid not in elsewhere)
         return freed_bytes
 
     def _end(self, oid: bytes, *, removed: bool) -> None:

@@ -8,8 +8,9 @@ from typing import Protocol
 from luxfuse.cache.placing import Copies, Holder, Rules
 from luxfuse.core.eviction import EASY, LAST, PLAIN, Grown, Policy, Spared, Standing
 from luxfuse.core.ledger import allocated_bytes
+from luxfuse.index.directory_order import DirectoryOrder
 from luxfuse.index.object_records import PINNED, ObjectRecord
-from luxfuse.index.objects import DirectoryOrder, Objects
+from luxfuse.index.objects import Objects
 
 
 class Wishes(Protocol):
@@ -99,7 +100,9 @@ class Standings:
         return EASY if self._wishes.copies.held_elsewhere(oid) else PLAIN
 
     def _restand(self, moves: Iterable[tuple[bytes, Standing]]) -> None:
+        moved = []
         for oid, standing in moves:
             if (record := self._holder.record_of(oid)) is not None and record.directory == self._number:
                 record.standing = standing
-                self._objects.save(oid, record)
+                moved.append((oid, record))
+        self._objects.save_all(moved)

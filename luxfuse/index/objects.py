@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
+from types import MappingProxyType
 
 import msgspec
 
@@ -30,7 +30,8 @@ from luxfuse.index.uncommitted import U64, Changes, Table
 
 log = logging.getLogger(__name__)
 
-SCAN_BATCH = 256
+SCAN_FIRST, SCAN_BATCH = 32, 256
+"""Standings that are read at once: eviction looks at few of them, as a rule."""
 ABSENT_KEPT = 8192
 CLEAR_BATCH = 2_000
 
@@ -159,16 +160,48 @@ class Objects:
                 self._tell(oid, [(record, 1)], [(0, True)])
         return not refused
 
+    def save_all(self, records: Iterable[tuple[bytes, ObjectRecord]]) -> None:
+        """Store the records of different objects, whose pages stay as they are, as one change."""
+        changes: Changes = {}
+        changed: dict[bytes, list[tuple[ObjectRecord, int]]] = {}
+        for oid, record in records:
+            before = self.record(oid)
+            if before is not None:
+                changes[Table.STANDINGS, standing_key(before, oid)] = None
+            changes[Table.OBJECTS, oid] = encode_record(record)
+            changes[Table.STANDINGS, standing_key(record, oid)] = U64.pack(record.allocated_bytes)
+            if before is None:
+                changed[oid] = [(record, 1)]
+            else:
+                changed[oid] = [] if _counted_alike(before, record) else [(before, -1), (record, 1)]
+        self._change_all(changes, changed)
+
     def drop(self, oid: bytes) -> int | None:
         """Forget an object; returns the bytes that its file takes, None if the index takes no changes now."""
-        record = self.record(oid)
-        if record is None:
-            return 0
-        changes: Changes = {(Table.OBJECTS, oid): None, (Table.STANDINGS, standing_key(record, oid)): None}
-        held = [(number, False) for number in self.ranges(oid, record)] if self.on_held else ()
-        for number in range(-(-page_count(record.size) // CHUNK_PAGES)):
-            changes[Table.CHUNKS, chunk_key(oid, number)] = None
-        return record.allocated_bytes if self._change(oid, changes, [(record, -1)], held) else None
+        return self._drop_all({oid: record} if (record := self.record(oid)) is not None else {})
+
+    def drop_in(self, directory: int, oids: Iterable[bytes]) -> tuple[set[bytes], int]:
+        """Forget objects, as one change, but for those that have their files in another directory.
+
+        Returns these, and the bytes that the files of the others take; 0 if the index takes no changes now.
+        """
+        records = {oid: record for oid in oids if (record := self.record(oid)) is not None}
+        elsewhere = {oid for oid, record in records.items() if record.directory != directory}
+        freed_bytes = self._drop_all({oid: record for oid, record in records.items() if oid not in elsewhere})
+        return elsewhere, freed_bytes or 0
+
+    def _drop_all(self, records: Mapping[bytes, ObjectRecord]) -> int | None:
+        changes: Changes = {}
+        held = {}
+        for oid, record in records.items():
+            changes[Table.OBJECTS, oid] = None
+            changes[Table.STANDINGS, standing_key(record, oid)] = None
+            if self.on_held:
+                held[oid] = [(number, False) for number in self.ranges(oid, record)]
+            for number in range(-(-page_count(record.size) // CHUNK_PAGES)):
+                changes[Table.CHUNKS, chunk_key(oid, number)] = None
+        gone = {oid: [(record, -1)] for oid, record in records.items()}
+        return sum(record.allocated_bytes for record in records.values()) if self._change_all(changes, gone, held) else None
 
     def ranges(self, oid: bytes, record: ObjectRecord) -> Iterable[int]:
         """Return the numbers of an object's ranges that are all there, ascending."""
@@ -222,11 +255,11 @@ class Objects:
     def ordered(self, directory: int, segment: int) -> Iterator[Cached]:
         """Give the objects of a segment from the lowest rank on, without those dropped meanwhile; `commit` before."""
         prefix = bytes((directory, segment))
-        start = prefix
-        while items := self._store.current_items(Table.STANDINGS, start, prefix, SCAN_BATCH):
+        start, batch = prefix, SCAN_FIRST
+        while items := self._store.current_items(Table.STANDINGS, start, prefix, batch):
             for key, value in items:
                 yield Cached(U64.unpack_from(key, 2)[0], key[10:], U64.unpack(value)[0])
-            start = items[-1][0] + b"\0"
+            start, batch = items[-1][0] + b"\0", min(SCAN_BATCH, 2 * batch)
 
     def highest_rank(self, directory: int) -> int:
         """Return the highest rank of a directory's objects; 0 if there are none. Nothing may be uncommitted."""
@@ -312,11 +345,23 @@ class Objects:
 
         What it describes is only a cache.
         """
-        if not self._apply(changes, self._totals_after(deltas)):
+        return self._change_all(changes, {oid: deltas}, {oid: held})
+
+    def _change_all(
+        self,
+        changes: Changes,
+        deltas: Mapping[bytes, Sequence[tuple[ObjectRecord, int]]],
+        held: Mapping[bytes, Sequence[tuple[int, bool]]] = MappingProxyType({}),
+    ) -> bool:
+        """As `_change`, of many objects."""
+        if not changes:
+            return True
+        if not self._apply(changes, self._totals_after(chain.from_iterable(deltas.values()))):
             return False
-        self._absent.discard(oid)
+        self._absent.difference_update(deltas)
         if self.on_change or held:
-            self._tell(oid, deltas, held)
+            for oid, each in deltas.items():
+                self._tell(oid, each, held.get(oid, ()))
         return True
 
     def _totals_after(self, deltas: Iterable[tuple[ObjectRecord, int]]) -> dict[tuple[int, int], tuple[int, int]]:
@@ -349,31 +394,6 @@ class Objects:
             return False
         self._totals.update(totals)
         return True
-
-
-@dataclass(frozen=True, slots=True)
-class DirectoryOrder:
-    """The objects of one directory as an eviction policy sees them; implements `core.eviction.Order`."""
-
-    objects: Objects
-    directory: int
-
-    @property
-    def count(self) -> int:
-        """How many objects there are."""
-        totals, directory, count = self.objects._totals, self.directory, 0
-        for segment in SEGMENTS:  # not by `sum` and `totals`: it is asked for each object that comes
-            if (directory, segment) in totals:
-                count += totals[directory, segment][1]
-        return count
-
-    def bytes_in(self, segment: int) -> int:
-        """Return the allocated bytes of a segment."""
-        return self.objects.totals(self.directory, segment)[0] if segment in SEGMENTS else 0
-
-    def ascending(self, segment: int) -> Iterator[Cached]:
-        """Give a segment's objects from the lowest rank on."""
-        return self.objects.ordered(self.directory, segment) if segment in SEGMENTS else iter(())
 
 
 def _counted_alike(before: ObjectRecord, record: ObjectRecord) -> bool:

@@ -381,12 +381,15 @@ class Backings:
             self._note_uses(touched)
 
     def _note_uses(self, inodes: Sequence[int]) -> None:
+        used = []
         for inode in inodes:
             if (backing := self._backings.get(inode)) is not None:
                 if backing.oid is not None:
-                    self._cache.touch_by_id(backing.oid)
-                    self.note_open(backing.oid)
+                    used.append(backing.oid)
                 self._backings.move_to_end(inode)
+        self._cache.touch_by_ids(used)
+        for oid in used:
+            self.note_open(oid)
 
     def retire_all_idle(self) -> bool:
         """Take the backings of files that are not open away; returns whether none is left."""

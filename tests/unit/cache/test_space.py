@@ -507,7 +507,7 @@ async def test_an_object_wanted_while_it_is_evicted(tmp_path: Path, fails: bool,
             obj = acquire(m, "k")
             assert obj.pages.count == 0
             m.cache.touch(obj)
-            m.cache.touch_by_id(oid)
+            m.cache.touch_by_ids([oid])
             go_on.set()
         assert obj.pages.count == (3 if fails else 0)
         assert bytes(await m.cache.read(obj, 0, pages(3))) == driver.objects["k"][0]
@@ -538,7 +538,7 @@ async def test_an_index_that_takes_no_changes_fails_nobody(tmp_path: Path, monke
             m.index.failing = "made up"
             handle = await m.open("k0")
             m.files.backings.note_touched()
-            m.cache.touch_by_id(b"unknown oid 1234")
+            m.cache.touch_by_ids([b"unknown oid 1234"])
             await m.kernel.release(m.fs, handle)
             m.files.backings.forget_all()
             flip.write_bytes(bytes(pages(3)))

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from luxfuse.core.eviction import Standing
 from luxfuse.core.ledger import allocated_bytes
+from luxfuse.index.directory_order import DirectoryOrder
 from luxfuse.index.object_records import ObjectRecord, object_id
-from luxfuse.index.objects import DirectoryOrder, Objects
+from luxfuse.index.objects import Objects
 from luxfuse.index.pages import CHUNK_PAGES, Pages
 from luxfuse.index.store import IndexStore
 from luxfuse.index.uncommitted import Table
