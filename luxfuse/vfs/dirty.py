@@ -109,8 +109,13 @@ class Dirty:
         return self.emptied and self.writers > 0
 
     def promised_content(self, stamp: Stamp | None) -> None:
-        """The journal promises to bring the content with this stamp to the store."""
+        """The journal promises to bring the content with this stamp to the store; None: the store has what was promised."""
         self.noted = stamp
+
+    @property
+    def is_promised_here(self) -> bool:
+        """Whether the journal has what was promised last of the content: else only the store may have it."""
+        return self.closed and self.noted is not None
 
     def awaits_commit(self, promised: bool) -> None:
         """``promised``: a restart would look for the staging file until it is durable that the name is gone."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from luxfuse.cache.staged import Stamp
 from luxfuse.index.entries import Entry
-from luxfuse.index.journal import Journal
+from luxfuse.index.journal import FileRecord, Journal
 from luxfuse.types import Kind, WriteMode
 from luxfuse.vfs.dirty import Dirty, DirtyEntries
 from luxfuse.vfs.dirty_fields import Stored
@@ -58,20 +59,38 @@ class Notes:
             return False
         return before.base_size != dirty.content.base_bytes
 
-    def note(self, dirty: Dirty, inline: bytes | None = None, *, synced: bool = False, entry: Entry | None = None) -> None:
-        """Bring an entry to the journal, to be committed soon. ``synced``: the staging file is promised as it is now.
+    def note(
+        self, dirty: Dirty, inline: bytes | None = None, *, promised: Stamp | None = None, entry: Entry | None = None
+    ) -> None:
+        """Bring an entry to the journal, to be committed soon. ``promised``: the stamp of the content when it was synced.
 
-        Otherwise content that the journal has stays the promised one. ``entry``: that of the inode, where it is at hand.
+        Without, what was promised before stays that. ``entry``: that of the inode, where it is at hand.
         """
         before = self._journal.files.get(dirty.number)
         if before is not None and before.key != dirty.key and dirty.replicas.holders:
             dirty.replicas.misled()
             self.misled.add(dirty)
         record = dirty.record((entry or self.entry(dirty)).attributes)
-        if inline is None and not synced and before is not None and before.has_inline:
-            record.has_inline = True
+        if promised is not None:
+            record.stamp, record.size = promised.mtime_ns, promised.size
+        elif inline is None and before is not None:
+            record.has_inline = before.has_inline
             if dirty.source is not None and dirty.content_changed(dirty.noted):
-                record.stamp, record.size = before.stamp, before.size
+                _keep_promise(record, before, stored=dirty.uploaded is not None)
         if inline is None and record == before:
             return
         self._journal.put_file(dirty.number, record, inline)
+
+
+def _keep_promise(record: FileRecord, before: FileRecord, *, stored: bool) -> None:
+    """Let a record promise no more of a content than the one before it: any part of what was written since may be lost.
+
+    ``stored``: the store has, under the same key, what the file was. That there is more is then told by its time.
+    """
+    if not before.has_inline:
+        is_stored = stored and not before.content
+        kept = record.content and (before.closed or is_stored)
+        if not kept or record.stamp <= before.stamp:  # a time that was set back tells nothing
+            return
+        record.content = not is_stored
+    record.stamp, record.size = before.stamp, before.size

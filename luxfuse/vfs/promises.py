@@ -109,7 +109,7 @@ class Promises:
 
         if changed:
             reached("promise.synced")
-            self._notes.note(dirty, os.pread(dirty.content.fd, stamp.size, 0), synced=True)
+            self._notes.note(dirty, os.pread(dirty.content.fd, stamp.size, 0), promised=stamp)
             dirty.promised_content(stamp)
         elif stored:
             self._notes.note(dirty)  # as in `_promise`
@@ -191,7 +191,7 @@ class Promises:
             self._replicas.plan(dirty)
         known = inline is None and self._is_promised_anyway(dirty)
         if not known and dirty.place is not None:
-            self._notes.note(dirty, inline, synced=dirty.source is not None)
+            self._notes.note(dirty, inline, promised=stamp)
         dirty.promised_content(stamp)  # in the same step: a push that ends during the commit is not to forget it
         if not known:
             await self._journal.commit()
@@ -252,9 +252,10 @@ class Promises:
         """Note that less of a file comes from an object, which is not to come back after a kill. Raises OSError."""
         if not self._notes.has_other_base(dirty):
             return
+        stamp = dirty.stamp if dirty.closed else None
         if dirty.closed:  # what is promised from now on is to outlive a power cut
             await self._sync_file(dirty.content)
-        self._notes.note(dirty)
+        self._notes.note(dirty, promised=stamp)
 
     async def _sync_file(self, content: StagedBytes) -> None:
         with content.in_use():
@@ -267,6 +268,21 @@ class Promises:
         if stamp is not None and not dirty.has_changed(stamp, dirty.noted):
             self._notes.note(dirty)  # the content is the promised one: that it is closed is all that is new
         await self._promise(dirty)
+
+    async def have_here(self, dirty: Dirty) -> None:
+        """Make a file durable here, with the next commit, whose promised content only the store may have. Raises OSError.
+
+        It is about to get another key, under which the store has nothing.
+        """
+        stamp, content, inline = dirty.stamp, dirty.content, None
+        assert stamp is not None
+        if self._is_small(dirty, stamp):
+            inline = os.pread(content.fd, stamp.size, 0)
+        else:
+            await self._sync_file(content)
+        if dirty.place is not None and not dirty.emptied and not dirty.finished:
+            self._notes.note(dirty, inline, promised=stamp)
+            dirty.promised_content(stamp)
 
     async def fsync(self, dirty: Dirty) -> None:
         """As `sync`; a file without a name is synced to disk."""
@@ -305,8 +321,9 @@ class Promises:
         if not content.complete and not content.closed:
             with content.in_use():  # a program that has it open may close it meanwhile
                 await self._room.fill(dirty)
+                stamp = dirty.stamp
                 await self._threads.run(self._staging.sync, content.fd)
             if dirty.place is not None:
-                self._notes.note(dirty)
+                self._notes.note(dirty, promised=stamp)
         if dirty.source is not None:
             dirty.source.old = None

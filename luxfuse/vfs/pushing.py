@@ -146,6 +146,7 @@ class Pusher:
             record.has_inline = before.has_inline
         elif dirty.uploaded is not None:  # a program may have written to the file since: its mtime will tell
             record.content, record.stamp, record.size = False, dirty.uploaded.mtime_ns, dirty.uploaded.size
+            dirty.promised_content(None)
         self._journal.put_file(dirty.number, record)
 
     async def _push_content(self, dirty: Dirty, entry: Entry) -> Uploaded:

@@ -177,7 +177,7 @@ class WriteBack:
         """The part of `complete_files_over` that is about promises. Raises OSError."""
         for dirty in self._entries.stored_under(key):
             record = self._journal.files.get(dirty.number)
-            if dirty is not changed and record is not None and not record.closed:
+            if dirty is not changed and record is not None and not (record.closed and dirty.is_promised_here):
                 await self._keeper.secure(dirty)
 
     # -- later

@@ -54,8 +54,8 @@ class DirectoryCopies:
         versions: dict[str, str | None] = {}
         copied: dict[str, ObjectInfo] = {}
         limiter = trio.CapacityLimiter(CONCURRENT_COPIES)
-        changed = {d.key for d in self._entries.below(prefix) if d.must_push and d.source is not None and d.closed}
-
+        below = self._entries.below(prefix)
+        changed = {d.key for d in below if d.must_push and d.source is not None and d.is_promised_here}
         failed: list[LuxError] = []
 
         async def copy(info: ObjectInfo) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from luxfuse.cache.page_cache import PageCache
+from luxfuse.cache.staged import Stamp
 from luxfuse.core import names as naming
 from luxfuse.index.entries import Entry, describe
 from luxfuse.types import ABSENT, Kind, ObjectInfo
@@ -37,9 +38,13 @@ class MovedKeys:
         self._writeback = writeback
         self._cache = cache
 
-    def rekey(self, dirty: Dirty, place: Place, key: str, expect: str | None) -> None:
-        """Give a dirty entry a new name and key, under which the store is expected to have ``expect``."""
+    def rekey(self, dirty: Dirty, place: Place, key: str, expect: str | None, uploaded: Stamp | None = None) -> None:
+        """Give a dirty entry a new name and key, under which the store is expected to have ``expect``.
+
+        ``uploaded``: the stamp of the content that it has there.
+        """
         dirty.take_key(place, key, self._notes.mode_of(key), expect)
+        dirty.copy_has(uploaded)
         self._notes.note(dirty)
 
     def adopt_version(self, place: Place, key: str, new_key: str, info: ObjectInfo) -> None:
@@ -55,9 +60,8 @@ class MovedKeys:
         """A dirty entry has a new key, under which the store has a copy of the object that it had under the old one."""
         old_key, uploaded, entry = dirty.key, dirty.uploaded, self._tree.entry_of(place)
         dirty.stored.copied(old_key, new_key, info.version)
-        self.rekey(dirty, place, new_key, info.version)
+        self.rekey(dirty, place, new_key, info.version, uploaded)
         if dirty.source is not None:  # somebody has it open for writing: the copy has what was uploaded
-            dirty.copy_has(uploaded)
             entry.version = info.version
             self._namespace.put(*place, entry)
         elif dirty.kind is not Kind.DIRECTORY:

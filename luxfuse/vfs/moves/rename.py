@@ -16,7 +16,7 @@ from luxfuse.index.journal import Journal
 from luxfuse.index.names import Names
 from luxfuse.types import ABSENT, Kind
 from luxfuse.understore.retrying import Store
-from luxfuse.vfs.dirty import DirtyEntries
+from luxfuse.vfs.dirty import Dirty, DirtyEntries
 from luxfuse.vfs.errors import BadFlags, Exists, IsADirectory, NoSuchName, NotADirectory
 from luxfuse.vfs.files import Files
 from luxfuse.vfs.making import Making
@@ -69,6 +69,7 @@ class Moves:
         self._entries = entries
         self._writeback = writeback
         self._journal = journal
+        self._promises = promises
         deletes = writeback.deletes
         copies = DirectoryCopies(tree=tree, entries=entries, store=store)
         keys = MovedKeys(
@@ -186,7 +187,8 @@ class Moves:
 
         async def ready(_key: str, new_key: str) -> None:
             await self._writeback.secure_stored(new_key, self._entries.get(entry.inode))
-            await self._writeback.not_in_flight(entry.inode)
+            while (dirty := await self._writeback.not_in_flight(entry.inode)) is not None and _lies_in_store(dirty):
+                await self._promises.have_here(dirty)
 
         if entry.kind is Kind.DIRECTORY:
             await self._directories.move(place, new_place, keys, whiteout=whiteout)
@@ -199,3 +201,8 @@ class Moves:
         if dirty is not None:
             await self._writeback.push(dirty)  # its new attributes, which the copy then has
         await self._objects.move(place, new_place, keys, whiteout=whiteout)
+
+
+def _lies_in_store(dirty: Dirty) -> bool:
+    """Whether only the store may have what was promised of a file: its object is not copied, but goes after an upload."""
+    return dirty.source is not None and dirty.closed and not dirty.emptied and not dirty.is_promised_here

@@ -61,16 +61,36 @@ class JournalContents:
             return not self._is_untouched(number, record, st) and self._may_be_changed(number)
         if record.kind is not Kind.FILE or self._journal.inline(number) is not None:
             return False
-        at_risk = self._journal.rebooted and not self._intact
         if record.content:
-            # Else it was cut by a program. It may have waited for the disk, from when the machine went down until now.
-            older = st.st_mtime_ns < record.stamp or (at_risk and st.st_mtime_ns == record.stamp)
-            return older and st.st_size < record.size and self._may_be_changed(number)
-        if at_risk and st.st_mtime_ns > record.stamp:
+            return self._is_short(record, st) and self._may_be_changed(number)
+        if self._at_risk and st.st_mtime_ns > record.stamp:
             return self._may_be_changed(number)
-        if at_risk:
+        if self._at_risk:
             self._staging.remove(number)  # of what the store has, not all of which may have been on the disk
         return False
+
+    def is_gone(self, number: int, record: FileRecord) -> bool:
+        """Whether content that is to be uploaded is neither in a staging file, as it was promised, nor in the journal."""
+        if not record.content or self._journal.inline(number) is not None:
+            return False
+        try:
+            st = self._staging.path_of(number).stat()
+        except FileNotFoundError:
+            return record.size > 0
+        return self._is_short(record, st)
+
+    @property
+    def _at_risk(self) -> bool:
+        """Whether staging files may lack what was not synced."""
+        return self._journal.rebooted and not self._intact
+
+    def _is_short(self, record: FileRecord, st: os.stat_result) -> bool:
+        """Whether a staging file lacks part of what was promised, and was not cut by a program.
+
+        It may have waited for the disk, from when the machine went down until now.
+        """
+        older = st.st_mtime_ns < record.stamp or (self._at_risk and st.st_mtime_ns == record.stamp)
+        return older and st.st_size < record.size
 
     def _is_untouched(self, number: int, record: FileRecord, st: os.stat_result) -> bool:
         """Whether no program has had the staging file of an open for writing: that was not answered yet."""

@@ -30,6 +30,7 @@ from luxfuse.vfs.frozen import meet
 from luxfuse.vfs.moves.noted import Over, newer
 from luxfuse.vfs.moves.operations import MOVE, SWAP, Place
 from luxfuse.vfs.namespace import Namespace
+from luxfuse.vfs.recovery.contents import JournalContents
 from luxfuse.vfs.recovery.objects import MovedObjects
 from luxfuse.vfs.recovery.places import JournalPlaces
 from luxfuse.vfs.recovery.rekeying import is_in, keys_of, moves_of, rekeyed
@@ -69,6 +70,7 @@ class UnfinishedMoves:
         entries: DirtyEntries,
         journal: Journal,
         staging: Staging,
+        contents: JournalContents,
         store: Store,
         writeback: WriteBack,
         recovered: Recovered,
@@ -80,6 +82,7 @@ class UnfinishedMoves:
         self._entries = entries
         self._journal = journal
         self._staging = staging
+        self._contents = contents
         self._store = store
         self._writeback = writeback
         self._nursery = nursery
@@ -160,10 +163,13 @@ class UnfinishedMoves:
                 self._journal.put_file(number, new)
 
     def _note_moves_of_what_was_not_closed(self) -> list[tuple[int, OperationRecord]]:
-        """Have the objects of files moved that were renamed while they were open for writing: those are not uploaded."""
+        """Have the objects of files moved that were renamed while they were open for writing: those are not uploaded.
+
+        So are those of which the content is not here any more.
+        """
         noted = []
         for number, record in list(self._journal.files.items()):
-            if record.closed or record.stored is None:
+            if record.stored is None or (record.closed and not self._contents.is_gone(number, record)):
                 continue
             (source, version), target = record.stored, record.key
             arguments = {"source": source, "target": target, "version": version, "replaced": "", "inode": str(record.inode)}

@@ -122,6 +122,7 @@ class Recovery:
             entries=entries,
             journal=journal,
             staging=staging,
+            contents=contents,
             store=store,
             writeback=writeback,
             recovered=recovered,
