@@ -174,6 +174,10 @@ class Staging:
         self._unsynced[_identity(os.fstat(fd))] = target.parent
         return fd
 
+    def taken_over(self, number: int, fd: int) -> None:
+        """A file of an earlier run is gone on with: it may have been killed before the name was on the platter."""
+        self._unsynced[_identity(os.fstat(fd))] = self.path_of(number).parent
+
     def publish(self, number: int, oid: bytes) -> None:
         """Make a staging file an object's cache file; one that is there is replaced. Raises OSError."""
         directory, path = self.directory_of(number), self.place_of(number)

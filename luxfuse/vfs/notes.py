@@ -88,7 +88,8 @@ def _keep_promise(record: FileRecord, before: FileRecord, *, stored: bool) -> No
     ``stored``: the store has, under the same key, what the file was. That there is more is then told by its time.
     """
     if not before.has_inline:
-        is_stored = stored and not before.content
+        # Of what an earlier run has left, the store has it under the key that it had.
+        is_stored = not before.content and (stored or (before.key == record.key and before.stamp != 0))
         kept = record.content and (before.closed or is_stored)
         if not kept or record.stamp <= before.stamp:  # a time that was set back tells nothing
             return

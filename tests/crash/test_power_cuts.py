@@ -14,7 +14,7 @@ from luxfuse.vfs.attributes import AttributeChanges
 from tests.crash.lives import tree_of
 from tests.support.fake_kernel import CALLER
 from tests.support.fake_store import FakeStore
-from tests.support.harness import BEGINNING_S, Mount, Options, mounted, pages, random_bytes, snapshot
+from tests.support.harness import BEGINNING_S, Mount, Options, mounted, pages, random_bytes, snapshot, until
 
 OLD, LARGE, HALF = random_bytes(9000, 1), random_bytes(pages(1), 2), random_bytes(3000, 3)
 KEPT = pytest.mark.expected_logs("was being written when the last run ended")
@@ -226,3 +226,60 @@ async def test_what_was_synced_is_not_lost_for_what_comes_during_the_sync(
     torn(tmp_path, stamps[0])
     other_boot()
     await shows(tmp_path, driver, options, {"a": LARGE})
+
+
+# -- after a restart
+
+
+@pytest.mark.parametrize("stored", [True, False])
+async def test_an_fsync_after_a_restart_syncs_what_was_written_before(
+    tmp_path: Path, stored: bool, other_boot: Callable[[], None]
+) -> None:
+    """Only a part of it was promised before the kill."""
+    options, more = Options(write_mode="async-through"), random_bytes(pages(1), 4)
+    async with mounted(tmp_path / "life", FakeStore(), options, clean_end=False) as m:
+        if not stored:
+            m.driver.hold("put", "put_file")
+        handle, _ = await synced(m, LARGE)
+        if stored:
+            await m.drain()
+        await m.kernel.write(m.fs, handle, len(LARGE), more)
+        await m.journal.commit()
+        killed = snapshot(m, tmp_path / "killed")
+        m.driver.release()
+        await m.kernel.close(m.fs, handle)
+    killed.hold("put", "put_file")
+    options.beginning_s = BEGINNING_S + 5
+    async with mounted(tmp_path / "killed", killed, options, clean_end=False) as m:
+        inode = await m.inode("a")
+        await chmod(m, inode)
+        handle = await m.kernel.open(m.fs, inode, os.O_WRONLY)
+        await m.kernel.fsync(m.fs, handle)
+        driver = await cut(m, tmp_path)
+        killed.release()
+        await m.kernel.close(m.fs, handle)
+    driver.release()
+    other_boot()
+    await shows(tmp_path, driver, options, {"a": LARGE + more})
+
+
+@pytest.mark.parametrize("opened", [True, False])
+async def test_what_somebody_else_wrote_meanwhile_keeps_its_attributes(tmp_path: Path, opened: bool) -> None:
+    """Of ours only attributes are left to be told the store, if anything."""
+    options = Options(write_mode="async-through")
+    theirs = {"mode": str(0o100640), "mtime": "1700000000", "uid": "7"}
+    async with mounted(tmp_path / "life", FakeStore(), options, clean_end=False) as m:
+        handle = await closed(m, OLD)
+        if not opened:
+            await m.kernel.release(m.fs, handle)
+            await until(lambda: not len(m.dirty))
+            m.driver.hold("copy")
+            await chmod(m, await m.inode("a"))
+        await m.journal.commit()
+        driver = snapshot(m, tmp_path / "cut")
+        m.driver.release()
+        if opened:
+            await m.kernel.close(m.fs, handle)
+    driver.place("a", LARGE, theirs)
+    await shows(tmp_path, driver, options, {"a": LARGE})
+    assert driver.objects["a"][3] == theirs

@@ -114,6 +114,7 @@ class JournalContents:
         path, inline = self._staging.path_of(number), self._journal.inline(number)
         try:
             fd = _open(path)
+            self._staging.taken_over(number, fd)
         except FileNotFoundError:
             if inline is None and record.size:
                 return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable
 
@@ -16,14 +17,17 @@ from luxfuse.index.entries import Entry
 from luxfuse.index.journal import FileRecord, Journal
 from luxfuse.index.names import Names
 from luxfuse.tiers.staging import Staging
-from luxfuse.types import Kind
+from luxfuse.types import Kind, ObjectInfo
 from luxfuse.understore.retrying import Store
+from luxfuse.vfs.attributes import parse_attributes
 from luxfuse.vfs.dirty import Dirty, DirtyEntries
 from luxfuse.vfs.dirty_fields import MOST_SENT, Replicas, Stored
 from luxfuse.vfs.namespace import Namespace
 from luxfuse.vfs.recovery.contents import JournalContents
 from luxfuse.vfs.recovery.places import JournalPlaces
 from luxfuse.vfs.writeback import WriteBack
+
+log = logging.getLogger(__name__)
 
 
 class Superseded(Exception):
@@ -146,16 +150,20 @@ class PromisedFiles:
         if content is not None:
             arrived = best(self._journal.uploads.open, record.key, self._journal)
             st = os.fstat(content.fd)
-            # Of what is open all that was promised is not known to be on the disk; of what the journal has itself it is.
+            # Of what is open, and of what was written to since, not all is known to be on the disk, if it is not kept.
+            as_noted = record.content and (st.st_mtime_ns, st.st_size) == (record.stamp, record.size)
             kept = inline is not None and st.st_mtime_ns == record.stamp
-            promised = record.closed and (kept or not self._is_open(record.inode))
+            promised = record.closed and (kept or (as_noted and not self._is_open(record.inode)))
             dirty.resume(Source(record.key, content, open=arrived), st.st_blocks * 512, promised=promised)
             space = self._cache.hierarchy.of(self._staging.directory_of(number))
             space.count_staged(dirty.accounted_bytes)
         return dirty
 
     async def _look_up(self, parent: int, name: bytes, record: FileRecord) -> str | None:
-        """Record the object of a file of which only the attributes changed; returns its version, None if there is none."""
+        """Record the object of a file of which only the attributes changed; returns its version.
+
+        None if there is none, or another one that somebody else has written.
+        """
         known = self._names.get(parent, name)
         if self._waits(record.key):
             if known is None or known.kind is not Kind.FILE or not known.version:
@@ -170,6 +178,9 @@ class PromisedFiles:
                 raise
             return known.version
         self._insist_that_it_is_free(parent, name)
+        if record.expect and info.version != record.expect and not _is_described_by_us(info, record):
+            log.info("%r was replaced by somebody else since its attributes were changed here", record.key)
+            return None
         entry = self._names.get(parent, name)
         if entry is None or entry.kind is not Kind.FILE or entry.version != info.version:
             self._names.create(
@@ -183,3 +194,13 @@ class PromisedFiles:
                 checked_s=self._namespace.now_s(),
             )
         return info.version
+
+
+def _is_described_by_us(info: ObjectInfo, record: FileRecord) -> bool:
+    """Whether an object has the content of a file of which attributes changed: a copy with new ones was not noted."""
+    said = parse_attributes(info.metadata)
+    if said is None or said.mtime_ns is None:
+        return False
+    if record.stamp:  # the size of what was not opened for writing is not noted
+        return (said.mtime_ns, info.size) == (record.stamp, record.size)
+    return record.attributes is not None and said.mtime_ns == record.attributes.mtime_ns
