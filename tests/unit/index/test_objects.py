@@ -81,7 +81,7 @@ def test_sums_and_recency_follow_random_operations(tmp_path_factory: pytest.Temp
         for _ in range(60):
             clock += 1
             oid = bytes([rng.randrange(6)]) * 16
-            action = rng.choice(["save", "save", "touch", "drop", "flush", "reopen"])
+            action = rng.choice(["save", "save", "touch", "many", "drop", "flush", "reopen"])
             if action == "save":
                 size = rng.randrange(1, 300) * PAGE_BYTES
                 loaded = objects.load(oid)
@@ -92,6 +92,17 @@ def test_sums_and_recency_follow_random_operations(tmp_path_factory: pytest.Temp
                 record.standing, record.directory = Standing(rng.randrange(2), clock), rng.randrange(3)
                 objects.save(oid, record, pages, range(page, page + 1))
                 model[oid] = record
+            elif action == "many":
+                some = rng.sample(sorted(model), rng.randrange(len(model) + 1))
+                for oid in some:
+                    model[oid].standing, model[oid].directory = Standing(rng.randrange(2), clock), rng.randrange(3)
+                objects.save_all((oid, model[oid]) for oid in some)
+                directory = rng.randrange(3)
+                there = {oid for oid in some if model[oid].directory == directory}
+                gone = [*some, b"an unknown one.."][: rng.randrange(len(some) + 2)]
+                elsewhere, freed = objects.drop_in(directory, gone)
+                assert elsewhere == set(gone) & set(some) - there
+                assert freed == sum(model.pop(oid).allocated_bytes for oid in gone if oid in there)
             elif action == "touch":
                 if oid in model:
                     model[oid].standing = Standing(rng.randrange(2), clock)
