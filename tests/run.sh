@@ -7,8 +7,4 @@ bootstrap test nginx-light libnginx-mod-http-lua lua-filesystem e2fsprogs attr n
     iproute2 nftables fio stress-ng dbench sqlite3 git rsync make openssh-server prometheus systemd \
     chromium-headless-shell
 cd "$REPOSITORY"
-# It bounds the version of fsspec from above, so that at times none of it fits: its test is skipped then.
-if ! "$VENV/bin/python" -c 'import importlib.util, sys; sys.exit(not importlib.util.find_spec("datasets"))'; then
-    _pip_install -c "$VENV/.luxfuse-constraints" 'datasets>=5' || echo "not installed, so that a test is skipped: datasets" >&2
-fi
 exec "$VENV/bin/python" -m pytest -n "$(($(nproc) * 2))" --maxprocesses=8 --dist loadfile --no-loadscope-reorder "$@"
