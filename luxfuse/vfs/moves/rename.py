@@ -205,4 +205,5 @@ class Moves:
 
 def _lies_in_store(dirty: Dirty) -> bool:
     """Whether only the store may have what was promised of a file: its object is not copied, but goes after an upload."""
-    return dirty.source is not None and dirty.closed and not dirty.emptied and not dirty.is_promised_here
+    here = dirty.source is None or not dirty.closed or dirty.is_promised_here
+    return not (here or dirty.emptied or dirty.finished or dirty.place is None)
