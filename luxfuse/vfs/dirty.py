@@ -44,6 +44,8 @@ class Dirty:
     """Writes under way whose room is reserved."""
     uploaded: Stamp | None = None
     noted: Stamp | None = None
+    noted_before: Stamp | None = None
+    """What was ``noted`` when the content that is being uploaded was looked at."""
     checksums: dict[int, int] = field(default_factory=dict)
     """Of the pages of the content that has the stamp ``uploaded``."""
     since_s: float = field(default_factory=time.time)
@@ -111,6 +113,15 @@ class Dirty:
     def promised_content(self, stamp: Stamp | None) -> None:
         """The journal promises to bring the content with this stamp to the store; None: the store has what was promised."""
         self.noted = stamp
+
+    def is_read(self) -> None:
+        """The content is looked at, to be uploaded as it is now."""
+        self.noted_before = self.noted
+
+    @property
+    def promised_since_read(self) -> Stamp | None:
+        """The stamp of what was promised since, if anything was."""
+        return self.noted if self.noted is not self.noted_before else None
 
     @property
     def is_promised_here(self) -> bool:

@@ -74,7 +74,8 @@ class Notes:
         if promised is not None:
             record.stamp, record.size = promised.mtime_ns, promised.size
         elif inline is None and before is not None:
-            record.has_inline = before.has_inline
+            # What the store has needs none, and one that stays may be of an earlier content.
+            record.has_inline = before.has_inline and (record.content or dirty.kind is not Kind.FILE)
             if dirty.source is not None and dirty.content_changed(dirty.noted):
                 _keep_promise(record, before, stored=dirty.uploaded is not None)
         if inline is None and record == before:

@@ -180,12 +180,10 @@ class Promises:
     async def _make_durable(self, dirty: Dirty, stamp: Stamp | None) -> None:
         inline = None
         if dirty.source is not None and stamp is not None:
-            content = dirty.content
-            with content.in_use():
-                if self._is_small(dirty, stamp):
-                    inline = os.pread(content.fd, stamp.size, 0)
-                else:
-                    await self._threads.run(self._staging.sync, content.fd)
+            if self._is_small(dirty, stamp):
+                inline = os.pread(dirty.content.fd, stamp.size, 0)
+            else:
+                stamp = await self._synced(dirty, dirty.content)
         reached("promise.synced")
         if self._replicas.wanted(dirty):
             self._replicas.plan(dirty)
@@ -252,10 +250,21 @@ class Promises:
         """Note that less of a file comes from an object, which is not to come back after a kill. Raises OSError."""
         if not self._notes.has_other_base(dirty):
             return
-        stamp = dirty.stamp if dirty.closed else None
-        if dirty.closed:  # what is promised from now on is to outlive a power cut
-            await self._sync_file(dirty.content)
+        # What is promised from now on is to outlive a power cut.
+        stamp = await self._synced(dirty, dirty.content) if dirty.closed else None
         self._notes.note(dirty, promised=stamp)
+
+    async def _synced(self, dirty: Dirty, content: StagedBytes) -> Stamp | None:
+        """Sync the content; returns the stamp that it had when that began, since when no push has ended. Raises OSError.
+
+        Else that has noted what the store has, and that is later.
+        """
+        with content.in_use():
+            while True:
+                stamp, uploaded = dirty.stamp, dirty.uploaded
+                await self._threads.run(self._staging.sync, content.fd)
+                if dirty.uploaded is uploaded or dirty.source is None:
+                    return stamp
 
     async def _sync_file(self, content: StagedBytes) -> None:
         with content.in_use():
@@ -279,7 +288,7 @@ class Promises:
         if self._is_small(dirty, stamp):
             inline = os.pread(content.fd, stamp.size, 0)
         else:
-            await self._sync_file(content)
+            stamp = await self._synced(dirty, content)
         if dirty.place is not None and not dirty.emptied and not dirty.finished:
             self._notes.note(dirty, inline, promised=stamp)
             dirty.promised_content(stamp)
@@ -321,8 +330,7 @@ class Promises:
         if not content.complete and not content.closed:
             with content.in_use():  # a program that has it open may close it meanwhile
                 await self._room.fill(dirty)
-                stamp = dirty.stamp
-                await self._threads.run(self._staging.sync, content.fd)
+                stamp = await self._synced(dirty, content)
             if dirty.place is not None:
                 self._notes.note(dirty, promised=stamp)
         if dirty.source is not None:

@@ -84,7 +84,7 @@ class Pusher:
         entry = self._namespace.peek(*dirty.place)
         assert entry is not None
         dirty.is_described()
-        noted = dirty.noted
+        dirty.is_read()
         reached("push.begun")
         try:
             if dirty.source is not None and dirty.content_changed(dirty.uploaded):
@@ -106,11 +106,10 @@ class Pusher:
             raise
         reached("push.stored")
         dirty.stored.pushed(dirty.key, info.version)
-        promised_since = dirty.noted if dirty.noted is not noted else None
-        self._note_pushed(dirty, info, promised_since)
+        self._note_pushed(dirty, info)
         reached("push.noted")
 
-    def _note_pushed(self, dirty: Dirty, info: ObjectInfo, promised_since: Stamp | None) -> None:
+    def _note_pushed(self, dirty: Dirty, info: ObjectInfo) -> None:
         if dirty.place is None:
             return
         entry = self._namespace.peek(*dirty.place)
@@ -127,21 +126,22 @@ class Pusher:
         if entry.attributes is not None and self._store.abilities.metadata:
             self._evidence.note(None, entry.attributes)
         self._namespace.put(*dirty.place, entry)
-        self._note_expected(dirty, entry, promised_since)
+        self._note_expected(dirty, entry)
         if dirty.source is None and old_version and entry.version != old_version:
             self._publisher.keep_cached(dirty, entry, old_version)
 
-    def _note_expected(self, dirty: Dirty, entry: Entry, promised_since: Stamp | None) -> None:
+    def _note_expected(self, dirty: Dirty, entry: Entry) -> None:
         """Tell the journal what the store has: it stays there for as long as the file is open.
 
-        ``promised_since``: of a content that was promised while the push was under way, and is not to be forgotten for it.
+        Content that was promised while the push was under way is not forgotten for it.
         """
+        since = dirty.promised_since_read
         before = self._journal.files.get(dirty.number)
         if before is None:
             return
         record = dirty.record(entry.attributes)
         record.has_inline = before.has_inline and dirty.kind is not Kind.FILE
-        if dirty.uploaded is not None and promised_since is not None and dirty.has_changed(promised_since, dirty.uploaded):
+        if dirty.uploaded is not None and since is not None and dirty.has_changed(since, dirty.uploaded):
             record.content, record.stamp, record.size = before.content, before.stamp, before.size
             record.has_inline = before.has_inline
         elif dirty.uploaded is not None:  # a program may have written to the file since: its mtime will tell
@@ -197,6 +197,7 @@ class Pusher:
 
     async def _upload(self, dirty: Dirty, source: Source, metadata: Mapping[str, str], stamp: Stamp) -> Uploaded:
         """Upload the content; what may have arrived without an answer is remembered as sent by us."""
+        dirty.is_read()
         try:
             return await self._uploader.upload(source, metadata, dirty.stored.expect)
         except StoreError:  # also one that finds another version: that may be of a first try
@@ -220,6 +221,7 @@ class Pusher:
 
         Else the version that they uploaded is the one that the store is expected to have.
         """
+        dirty.is_read()
         stamp, source = dirty.stamp, dirty.source
         if self._replicator is None or not dirty.replicas.holders or stamp is None or source is None:
             return None
@@ -273,6 +275,7 @@ class Pusher:
         old_is_gone = source.old is not None and source.old.version != info.version
         if old_is_gone:
             source.old = None  # nothing can be copied from it any more
+        dirty.is_read()
         stamp = dirty.stamp
         if stamp is not None:
             checksums = await self._uploader.checksums(source.bytes, stamp.size)

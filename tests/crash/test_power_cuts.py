@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
+import trio
 
 from luxfuse.index import lifecycle
 from luxfuse.index.names import ROOT_INODE
@@ -283,3 +285,82 @@ async def test_what_somebody_else_wrote_meanwhile_keeps_its_attributes(tmp_path:
     driver.place("a", LARGE, theirs)
     await shows(tmp_path, driver, options, {"a": LARGE})
     assert driver.objects["a"][3] == theirs
+
+
+async def test_an_fsync_says_of_the_content_what_the_push_that_ended_meanwhile_has_stored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The store has more by then than was there when the sync began."""
+    begun, go = threading.Event(), threading.Event()
+    async with mounted(tmp_path, FakeStore(), Options(write_mode="async-through")) as m:
+        await m.entries()
+        handle = await closed(m, LARGE)
+        await m.kernel.write(m.fs, handle, 0, OLD)
+        sync = m.staging.sync
+
+        def slow(fd: int) -> None:
+            begun.set()
+            assert go.wait(60)
+            sync(fd)
+
+        monkeypatch.setattr(m.staging, "sync", slow)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(m.kernel.fsync, m.fs, handle)
+            await until(begun.is_set)
+            await m.kernel.write(m.fs, handle, 0, HALF)
+            (dirty,) = m.dirty
+            await m.writeback.push(dirty)
+            go.set()
+        ((_, record),) = m.journal.files.items()
+        assert dirty.stamp is not None
+        assert (record.content, record.stamp) == (False, dirty.stamp.mtime_ns)
+        await m.kernel.close(m.fs, handle)
+
+
+async def test_what_the_store_has_needs_no_older_content_in_the_journal(
+    tmp_path: Path, other_boot: Callable[[], None]
+) -> None:
+    """One that was promised after a push had begun, but before that looked at the content."""
+    options, driver = Options(write_mode="async-through"), FakeStore()
+    driver.place("a", OLD, {"mode": "33188"})
+    async with mounted(tmp_path / "life", driver, options, clean_end=False) as m:
+        await m.entries()
+        handle = await m.kernel.open(m.fs, await m.inode("a"), os.O_WRONLY)
+        await m.kernel.write(m.fs, handle, 0, HALF)
+        driver.hold("head")
+        heads = driver.counts["head"]
+        await m.kernel.fsync(m.fs, handle)
+        m.writeback.hurry()
+        await until(lambda: driver.counts["head"] > heads)
+        await m.kernel.write(m.fs, handle, 0, b"promised")
+        await m.kernel.fsync(m.fs, handle)
+        await m.kernel.write(m.fs, handle, 0, b"stored..")
+        driver.release()
+        await until(lambda: driver.objects["a"][0].startswith(b"stored.."))
+        await until(lambda: all(not dirty.lock.locked() for dirty in m.dirty))
+        await m.kernel.fsync(m.fs, handle)
+        assert [m.journal.inline(number) for number in m.journal.files] == [None]
+        driver = await cut(m, tmp_path)
+        await m.kernel.close(m.fs, handle)
+    other_boot()
+    await shows(tmp_path, driver, options, {"a": b"stored.." + HALF[8:] + OLD[len(HALF) :]})
+
+
+@KEPT
+async def test_a_huge_file_that_was_emptied_first_is_not_read(tmp_path: Path, other_boot: Callable[[], None]) -> None:
+    options = Options(write_mode="async-through")
+    async with mounted(tmp_path / "life", FakeStore(), options, clean_end=False) as m:
+        await m.entries()
+        m.driver.hold("put", "put_file")
+        handle, inode = await m.kernel.create(m.fs, ROOT_INODE, b"a")
+        await m.kernel.write(m.fs, handle, 0, OLD)
+        await m.kernel.close(m.fs, handle)
+        handle = await m.kernel.open(m.fs, inode, os.O_WRONLY | os.O_TRUNC)
+        (dirty,) = m.dirty
+        os.truncate(dirty.content.fd, 1 << 40)
+        driver = snapshot(m, tmp_path / "cut")
+        os.truncate(dirty.content.fd, 0)
+        m.driver.release()
+        await m.kernel.close(m.fs, handle)
+    other_boot()
+    await shows(tmp_path, driver, options, {"a": OLD}, kept=1)

@@ -98,7 +98,7 @@ class JournalContents:
             return self._intact  # it is noted before it is answered, and then the journal is exact
         inline = self._journal.inline(number)
         if inline is not None:
-            return self._staging.path_of(number).read_bytes() == inline
+            return st.st_size == len(inline) and self._staging.path_of(number).read_bytes() == inline
         return not record.content and (st.st_mtime_ns, st.st_size) == (record.stamp, record.size)
 
     def _may_be_changed(self, number: int) -> bool:
