@@ -10,6 +10,7 @@ import logging
 import threading
 import time
 from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import aiohttp
@@ -33,6 +34,8 @@ EARLY_S = 300
 """Tokens are renewed so long before they expire."""
 PAUSE_S = 60
 """While one holds yet, another is asked for no more often."""
+SPARE = timedelta(seconds=10)
+"""A token that ends sooner might not hold until the request arrives."""
 
 
 def reach_by(filesystem: Any, options: Mapping[str, str]) -> Reach:
@@ -89,7 +92,7 @@ class Renewal:
         tokens = self._tokens
         if tokens.credentials is None or tokens._credentials_valid(early_s):
             return
-        if tokens.credentials.valid:
+        if _holds(tokens.credentials):
             self._renew_beside()
             return
         began_s = time.monotonic()
@@ -136,6 +139,14 @@ class Renewal:
                 self._failure = _failure(exc)
                 raise self._failure from None
         tokens.credentials.apply(tokens.heads)
+
+
+def _holds(credentials: Any) -> bool:
+    """Whether Google takes the token; ``valid`` of google-auth denies that already 225 s before it expires."""
+    if not credentials.token:
+        return False
+    ends = credentials.expiry
+    return ends is None or bool(datetime.now(UTC) + SPARE < ends.replace(tzinfo=UTC))
 
 
 def _failure(exc: GoogleAuthError) -> StoreError:

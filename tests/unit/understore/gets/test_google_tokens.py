@@ -56,9 +56,10 @@ ERRORS = [
 ]
 
 
+@pytest.mark.parametrize("holds_s", [280, 180])  # google-auth thinks nothing of the last 225 s
 @pytest.mark.parametrize(("error", "kind"), ERRORS)
-def test_a_token_that_holds_yet_is_used(error: Exception, kind: type[StoreError]) -> None:
-    credentials = Failing(280, error)  # google-auth thinks nothing of the last 225 s
+def test_a_token_that_holds_yet_is_used(error: Exception, kind: type[StoreError], holds_s: float) -> None:
+    credentials = Failing(holds_s, error)
     door = door_of(credentials)
     for _ in range(3):
         assert "authorization: Bearer t" in door().headers
