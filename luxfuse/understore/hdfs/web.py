@@ -112,10 +112,10 @@ class Web:
             self._require("RENAME", path, destination=target)
             return
         aside = beside(target)
-        self._require("RENAME", target, destination=aside)
         try:
+            self._require("RENAME", target, destination=aside)
             self._require("RENAME", path, destination=target)
-        except Exception:  # else there would be neither of both
+        except Exception:  # else there might be neither of both: what is not answered in time may have been done
             with contextlib.suppress(Exception):
                 self._require("RENAME", aside, destination=target)
             raise

@@ -172,16 +172,16 @@ def _rename(ftp: Any, old: str, new: str) -> None:
     try:
         ftp.posix_rename(old, new)
     except OSError as exc:
-        if exc.errno is not None or ftp.get_channel().closed:
+        if exc.errno is not None or isinstance(exc, TimeoutError) or ftp.get_channel().closed:
             raise
         if _stat(ftp, new) is None:
             ftp.rename(old, new)
             return
         aside = beside(new)
-        ftp.rename(new, aside)
         try:
+            ftp.rename(new, aside)
             ftp.rename(old, new)
-        except Exception:  # else there would be neither of both
+        except Exception:  # else there might be neither of both: what is not answered in time may have been done
             with contextlib.suppress(OSError, EOFError):
                 ftp.rename(aside, new)
             raise

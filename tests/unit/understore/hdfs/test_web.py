@@ -39,6 +39,8 @@ class HttpFs(HttpServer):
         """Answers to operations, in place of the usual ones."""
         self.stuck: bytes | None = None
         """The content of files that cannot be renamed."""
+        self.silent: bytes | None = None
+        """The content of a file that is renamed once, while a gateway says that no answer came in time."""
 
     @property
     def source(self) -> str:
@@ -77,7 +79,11 @@ class Handler(BaseHTTPRequestHandler):
                 if moved:
                     files[query["destination"]] = files.pop(path)
                     self.server.times[query["destination"]] = self.server.times.pop(path, TIME_MS)
-                self._json({"boolean": moved})
+                if moved and files[query["destination"]] == self.server.silent:
+                    self.server.silent = None
+                    self._send(504)
+                else:
+                    self._json({"boolean": moved})
             case "SETTIMES":
                 self.server.times[path] = int(query["modificationtime"])
                 self._send(200)
@@ -153,6 +159,15 @@ def test_what_cannot_be_renamed_leaves_the_file_that_is_there(server: HttpFs, st
     with pytest.raises(StoreUnavailable, match="did not do RENAME"):
         store.put("x", b"new", {})
     assert server.files == {"/top/x": b"old"}
+
+
+@pytest.mark.parametrize("silent", [b"old", b"new"])
+def test_a_step_that_is_made_but_not_answered_leaves_a_file_there(server: HttpFs, store: UnderStore, silent: bytes):
+    store.put("x", b"old", {})
+    server.silent = silent
+    with pytest.raises(StoreUnavailable):
+        store.put("x", b"new", {})
+    assert server.files["/top/x"] == silent
 
 
 def test_nowhere_to_send_the_content(server: HttpFs, store: UnderStore):

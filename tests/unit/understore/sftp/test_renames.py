@@ -18,6 +18,8 @@ class Ftp:
     def __init__(self, stuck: str = "") -> None:
         self.files = {"d/new": "content"}
         self.stuck = stuck
+        self.silent = ""
+        """The content of a file that is renamed once without an answer."""
         self.breaks = False
         self.connected = True
 
@@ -30,11 +32,17 @@ class Ftp:
     def rename(self, old: str, new: str) -> None:
         if not self.connected:
             raise EOFError
+        if old not in self.files:
+            raise FileNotFoundError
         if self.files[old] == self.stuck:
             self.connected = not self.breaks
             raise OSError("Failure")
-        assert new not in self.files
+        if new in self.files:
+            raise OSError("Failure")
         self.files[new] = self.files.pop(old)
+        if self.files[new] == self.silent:
+            self.silent = ""
+            raise TimeoutError
 
     def remove(self, path: str) -> None:
         del self.files[path]
@@ -63,3 +71,26 @@ def test_what_cannot_be_renamed_leaves_the_file_that_is_there(breaks: bool) -> N
     assert sorted(ftp.files.values()) == ["content", "old"]
     (where,) = (path for path, content in ftp.files.items() if content == "old")
     assert where.startswith(f"d/{TEMPORARY}") if breaks else where == "d/x"
+
+
+@pytest.mark.parametrize("silent", ["old", "content"])
+def test_a_step_that_is_made_but_not_answered_leaves_a_file_there(silent: str) -> None:
+    ftp = Ftp()
+    ftp.files["d/x"], ftp.silent = "old", silent
+    with pytest.raises(TimeoutError):
+        _rename(ftp, "d/new", "d/x")
+    assert ftp.files["d/x"] == silent
+    assert sorted(ftp.files.values()) == ["content", "old"]
+
+
+def test_no_answer_in_time_is_not_taken_for_a_server_that_does_not_know_the_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    ftp = Ftp()
+
+    def posix_rename(old: str, new: str) -> None:
+        raise TimeoutError
+
+    monkeypatch.setattr(ftp, "posix_rename", posix_rename)
+    ftp.files["d/x"] = "old"
+    with pytest.raises(TimeoutError):
+        _rename(ftp, "d/new", "d/x")
+    assert ftp.files == {"d/new": "content", "d/x": "old"}
