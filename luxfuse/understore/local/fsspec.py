@@ -57,10 +57,14 @@ class LocalDriver(LocalWrites, FsspecDriver):
             try:
                 status = entry.stat()
             except OSError as exc:
-                if exc.errno not in _NO_ENTRY:  # of one that cannot be looked at now nobody knows that it is not there
+                if exc.errno in _NO_ENTRY:
+                    continue
+                # Of a file that cannot be looked at now nobody knows that it is not there. A directory is, that of a dead
+                # mount, say: what is the matter with it says its own listing.
+                if not entry.is_dir(follow_symlinks=False):
                     raise
-                continue
-            if stat.S_ISDIR(status.st_mode):
+                status = None
+            if status is None or stat.S_ISDIR(status.st_mode):
                 page.prefixes.append(f"{prefix}{entry.name}/")
             elif stat.S_ISREG(status.st_mode):
                 page.objects.append(describe(prefix + entry.name, status))

@@ -208,15 +208,12 @@ def test_copy_where_the_file_system_has_none(memory, monkeypatch):
     assert bytes(memory.read("d/y", 0, 4000, info.version)) == b"data" * 1000
 
 
-@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.ENOENT, errno.ELOOP])
-def test_an_entry_that_cannot_be_looked_at_now_is_not_missing(local, root, monkeypatch, number):
-    """Of a network file system, say: the listing would take its file for gone."""
-    for name in ("bad", "good"):
-        (root / name).write_bytes(b"data")
+def bad_entry(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """Have directories say an error of what is named "bad"."""
 
     class Entry:
         def __init__(self, entry: os.DirEntry[str]) -> None:
-            self.name = entry.name
+            self.name, self.is_dir = entry.name, entry.is_dir
             self._entry = entry
 
         def stat(self) -> os.stat_result:
@@ -232,6 +229,25 @@ def test_an_entry_that_cannot_be_looked_at_now_is_not_missing(local, root, monke
             yield map(Entry, entries)
 
     monkeypatch.setattr(os, "scandir", entries_of)
+
+
+@pytest.mark.parametrize("number", [errno.ENOTCONN, errno.ESTALE, errno.EIO, errno.EACCES])
+def test_a_dead_mount_hides_nothing_beside_it(local, root, monkeypatch, number):
+    (root / "bad").mkdir()
+    (root / "good").write_bytes(b"data")
+    bad_entry(monkeypatch, number)
+    (page,) = local.list_directory("")
+    assert [info.key for info in page.objects] == ["good"]
+    assert page.prefixes == ([] if number == errno.EACCES else ["bad/"])
+    local.probe()
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.ENOENT, errno.ELOOP])
+def test_an_entry_that_cannot_be_looked_at_now_is_not_missing(local, root, monkeypatch, number):
+    """Of a network file system, say: the listing would take its file for gone."""
+    for name in ("bad", "good"):
+        (root / name).write_bytes(b"data")
+    bad_entry(monkeypatch, number)
     if number in (errno.EIO, errno.ESTALE):
         with pytest.raises(StoreUnavailable):
             list(local.list_directory(""))
