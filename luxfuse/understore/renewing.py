@@ -117,7 +117,7 @@ class RenewingDriver:
         self._reread = reread
         self._region: dict[str, str] = {}
         """The option that says where the bucket is, once the store has named its region."""
-        self._not_followed = Pause(PAUSE_S)
+        self._not_followed = Pause(PAUSE_S, PAUSE_S)
         """After a region that was named could not be used."""
         self._turn = threading.Lock()
         """Held while a driver is opened."""

@@ -427,6 +427,11 @@ def test_a_region_that_cannot_be_used_now_is_tried_again(monkeypatch, expected_l
         with pytest.raises(WrongRegion):
             driver.has_prefix("d/")
     assert reached == [None, "eu-west-9"], "opened with each request"
+    for tried in range(3, 12):
+        now_s += renewing.PAUSE_S
+        with pytest.raises(WrongRegion):
+            driver.has_prefix("d/")
+        assert len(reached) == tried, "not tried again though the pause is over"
     now_s += renewing.PAUSE_S
     fails = False
     assert driver.has_prefix("d/")
