@@ -173,17 +173,30 @@ class Workers:
     def bound(self, limit: int) -> None:
         """Have up to ``limit`` threads from now on; those beyond end when they have done what waits."""
         self._most = limit
-        self._lost = min(self._lost, limit)
         self._concurrency.bound(limit)
-        for _ in range(self._threads - limit - self._lost):
+        self._end_surplus()
+
+    def _end_surplus(self) -> None:
+        """Those that hang do not count: else so many of the others would end in their place."""
+        for _ in range(self._threads - self._most - self._lost):
             self._turns.put(False)
             self._threads -= 1
 
-    def give_up(self) -> None:
-        """Count a thread out whose job hangs, so that another may take its place; bounded by the limit in all."""
-        if self._lost < self._most:
-            self._lost += 1
-            self._start_threads(1)
+    def give_up(self) -> bool:
+        """Count a thread out whose job hangs, so that another may take its place; returns whether that is so.
+
+        No more are counted out than the limit. Call `come_back` when the job has ended after all.
+        """
+        if self._lost >= self._most:
+            return False
+        self._lost += 1
+        self._start_threads(1)
+        return True
+
+    def come_back(self) -> None:
+        """Count a thread in again."""
+        self._lost -= 1
+        self._end_surplus()
 
     def close(self) -> None:
         """Let the threads end once they are idle."""

@@ -39,6 +39,8 @@ class _Submission:
     """How long each request of its job took."""
     began_s: float | None = None
     """When a thread took it up, by `time.monotonic`."""
+    lost: bool = False
+    """Whether its thread was counted out, as it hangs."""
 
 
 class _Timed:
@@ -143,6 +145,11 @@ class Submissions(Limits):
             submission.began_s = time.monotonic()
             return function(cast(UnderStore, _Timed(self.driver, submission.seconds)))
 
+        def ended(result: Any, error: BaseException | None) -> None:
+            if submission.lost and self._workers is not None:
+                self._workers.come_back()
+            self._finish(number, result, error)
+
         def go() -> None:
             if number not in self._submitted:
                 return
@@ -150,7 +157,7 @@ class Submissions(Limits):
             assert self._workers is not None
             self._workers.submit(
                 job,
-                lambda result, error: self._finish(number, result, error),
+                ended,
                 size_bytes // requests,
                 submission.seconds,
                 later=later,
@@ -212,8 +219,9 @@ class Submissions(Limits):
             self._abandon(number, self.presence.error(submission.kind.upper()))
 
     def _abandon(self, number: int, error: StoreError) -> None:
-        if self._workers is not None and self._submitted[number].began_s is not None:
-            self._workers.give_up()
+        submission = self._submitted[number]
+        if self._workers is not None and submission.began_s is not None:
+            submission.lost = self._workers.give_up()
         self._finish(number, None, error)
 
     async def watch_deadlines(self) -> None:

@@ -83,5 +83,42 @@ async def test_threads_beyond_a_new_limit_end_and_what_waits_is_done() -> None:
     workers.close()
 
 
+async def test_a_new_limit_ends_no_thread_in_the_place_of_one_that_hangs() -> None:
+    of_others, workers = set(named_gets()), Workers(FEWEST)
+    hang, held = threading.Event(), threading.Event()
+    late: list[object] = []
+    results: list[object] = []
+
+    def come_back(result: object, _error: object) -> None:
+        late.append(result)
+        workers.come_back()
+
+    for _ in range(FEWEST):
+        workers.submit(partial(hang.wait, 60), come_back, 0)
+    assert [workers.give_up() for _ in range(FEWEST + 1)] == [True] * FEWEST + [False]
+    for _ in range(FEWEST):
+        workers.submit(partial(held.wait, 60), lambda result, _error: results.append(result), 0)
+    threads = set(named_gets()) - of_others
+    assert len(threads) == 2 * FEWEST
+    with trio.fail_after(60):
+        while workers._turns.qsize():
+            await trio.sleep(0.001)
+    workers.bound(3)
+    assert workers._turns.qsize() == FEWEST - 3
+    held.set()
+    with trio.fail_after(60):
+        while len(results) < FEWEST or len([thread for thread in threads if thread.is_alive()]) > FEWEST + 3:
+            await trio.sleep(0.001)
+        workers.submit(partial(int, 1), lambda result, _error: results.append(result), 0)
+        while len(results) <= FEWEST:
+            await trio.sleep(0.001)
+    hang.set()
+    with trio.fail_after(60):
+        while len(late) < FEWEST or len([thread for thread in threads if thread.is_alive()]) > 3:
+            await trio.sleep(0.001)
+    assert not set(named_gets()) - threads - of_others
+    workers.close()
+
+
 def named_gets() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name.startswith("get-")]

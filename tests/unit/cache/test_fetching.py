@@ -208,6 +208,8 @@ async def test_a_hanging_request_ends_at_its_deadline_and_leaves_nothing_uncount
         assert m.space.ledger.reserved_bytes == 0
         driver.release()
         await until(lambda: driver.counts["get"] >= 1 and _idle_threads(m))
+        assert m.store._workers is not None
+        assert m.store._workers._lost == 0, "its thread is counted in again"
         assert m.disk_bytes() == m.space.ledger.used_bytes == 0
 
 
