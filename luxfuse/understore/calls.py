@@ -23,7 +23,7 @@ from luxfuse.errors import DeadlinePassed, StoreAway, StoreError, StoreUnavailab
 from luxfuse.types import ListPage
 from luxfuse.understore.base import UnderStore
 from luxfuse.understore.late import LateWrites, Write
-from luxfuse.understore.puts_together import PutsTogether, Wanted
+from luxfuse.understore.puts_together import PutsTogether, Slot, Wanted
 from luxfuse.understore.statistics import RequestKind
 from luxfuse.understore.submissions import Submissions, unforeseen
 
@@ -173,9 +173,22 @@ class Calls(Submissions):
     ) -> T:
         if small is not None and write is not None and self._together.takes(small):
             stored = await self._together.put(small, write)
+            if isinstance(stored, Slot):
+                with stored:
+                    return await self._in_thread(kind, function, what, write, cast(trio.CapacityLimiter, stored))
             if stored is not None:
                 return cast(T, stored)
         limiter = self._write_limiter if kind in ("put", "delete") else self._limiter
+        return await self._in_thread(kind, function, what, write, limiter)
+
+    async def _in_thread(
+        self,
+        kind: RequestKind,
+        function: Callable[[UnderStore], T],
+        what: str,
+        write: Write | None,
+        limiter: trio.CapacityLimiter,
+    ) -> T:
         # The thread keeps its limiter slot until it really ends, also when it is abandoned.
         return await trio.to_thread.run_sync(
             self._timed, kind, function, what, write, abandon_on_cancel=True, limiter=limiter

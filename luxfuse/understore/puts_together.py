@@ -45,7 +45,7 @@ class Wanted:
 class _Attempt:
     """One attempt at one of them."""
 
-    __slots__ = ("answer", "ended", "failure", "sums", "wanted", "write")
+    __slots__ = ("alone", "answer", "awaited", "ended", "failure", "sums", "wanted", "write")
 
     def __init__(self, wanted: Wanted, write: Write) -> None:
         self.wanted = wanted
@@ -55,6 +55,36 @@ class _Attempt:
         self.failure: Exception | None = None
         """Why its content cannot be read."""
         self.sums: Sums = {}
+        self.awaited = True
+        """Whether it is waited for: nobody else would free a slot that it keeps."""
+        self.alone = False
+        """Whether no other came along; then it keeps its slot."""
+
+
+class Slot:
+    """The slot of an attempt that goes alone, for the one call to a thread that makes it; to trio it is a limiter.
+
+    Else it would wait for a slot again, behind all others. At the end of its block it is free if no thread was started.
+    """
+
+    def __init__(self, limiter: trio.CapacityLimiter, holder: object) -> None:
+        self._limiter, self._holder = limiter, holder
+        self._taken = False
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_: object) -> None:
+        if not self._taken:
+            self._limiter.release_on_behalf_of(self._holder)
+
+    async def acquire_on_behalf_of(self, _borrower: object) -> None:
+        """Take the slot over."""
+        self._taken = True
+
+    def release_on_behalf_of(self, _borrower: object) -> None:
+        """The thread has ended."""
+        self._limiter.release_on_behalf_of(self._holder)
 
 
 class PutsTogether:
@@ -71,8 +101,10 @@ class PutsTogether:
         """Whether an object may be put so."""
         return wanted.size <= MOST_BYTES and puts_small(self._driver())
 
-    async def put(self, wanted: Wanted, write: Write) -> tuple[ObjectInfo, Sums] | None:
-        """Make one attempt at an object; None: it has to be put as usual. Raises `StoreError`, and what ``read`` raises.
+    async def put(self, wanted: Wanted, write: Write) -> tuple[ObjectInfo, Sums] | Slot | None:
+        """Make one attempt at an object; a slot, or None: it has to be put as usual, in that slot, or another.
+
+        Raises `StoreError`, and what ``read`` raises.
 
         Cancelled, it is left to its thread as any other write (`late`).
         """
@@ -83,7 +115,15 @@ class PutsTogether:
             self._send()
         elif len(self._gathered) == 1:  # those that begin in this turn of the loop come along
             trio.lowlevel.current_trio_token().run_sync_soon(self._send)
-        await attempt.ended.wait()
+        try:
+            await attempt.ended.wait()
+        except trio.Cancelled:
+            attempt.awaited = False
+            if attempt.alone:
+                self._limiter.release_on_behalf_of(attempt)
+            raise
+        if attempt.alone:
+            return Slot(self._limiter, attempt)
         if attempt.failure is not None:
             raise attempt.failure
         seconds, info, error = attempt.answer
@@ -97,6 +137,8 @@ class PutsTogether:
     def _send(self) -> None:
         attempts, self._gathered = self._gathered, []
         if len(attempts) < LEAST_PUTS:
+            for attempt in attempts:
+                attempt.alone = attempt.awaited
             self._end(attempts)
             return
         token = trio.lowlevel.current_trio_token()
@@ -112,7 +154,8 @@ class PutsTogether:
 
     def _end(self, attempts: Sequence[_Attempt]) -> None:
         for attempt in attempts:
-            self._limiter.release_on_behalf_of(attempt)
+            if not attempt.alone:
+                self._limiter.release_on_behalf_of(attempt)
             if attempt.answer.seconds is not None:
                 self._counters.took("put", attempt.answer.seconds)
             attempt.ended.set()

@@ -275,6 +275,40 @@ async def test_they_hold_as_many_slots_as_they_are() -> None:
         driver.release()
 
 
+async def test_one_that_goes_alone_waits_for_a_slot_once() -> None:
+    driver = Several()
+    store = made(driver, most=1)
+    slots = store._write_limiter
+    put_before: list[int] = []
+
+    async def next_one() -> None:
+        await slots.acquire_on_behalf_of("next")
+        put_before.append(driver.counts["put"])
+        slots.release_on_behalf_of("next")
+
+    slots.acquire_on_behalf_of_nowait("first")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(put, store, "a")
+        await until(lambda: slots.statistics().tasks_waiting == 1)
+        nursery.start_soon(next_one)
+        await until(lambda: slots.statistics().tasks_waiting == 2)
+        slots.release_on_behalf_of("first")
+    assert put_before == [1], "it had to wait again, behind the next one"
+    assert slots.borrowed_tokens == 0
+
+
+@pytest.mark.parametrize("turns", range(5))
+async def test_a_slot_of_one_that_goes_alone_is_freed_whenever_it_is_given_up(turns: int) -> None:
+    store = made(Several())
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(put, store, "a")
+        for _ in range(turns):
+            await trio.lowlevel.checkpoint()
+        nursery.cancel_scope.cancel()
+    await until(lambda: store._write_limiter.borrowed_tokens == 0)
+    assert await put(store, "a")
+
+
 async def test_one_that_was_given_up_before_its_thread_came_to_it_is_not_made() -> None:
     driver = Several()
     store = made(driver)
