@@ -39,13 +39,18 @@ async def list_directory(store: Store, prefix: str, take: Take) -> None:
     """
     if not store.abilities.start_after:
         at = b"" if store.abilities.in_order and store.lists_in_order else None
+        in_order = 0
         async with contextlib.aclosing(store.list_directory(prefix)) as pages:
             async for page in pages:
                 was_in_order = at is not None
                 span, at = _next_span(page, len(prefix), at)
+                in_order += span is not None
                 if was_in_order and span is None:
+                    log.info("listing %r: the store does not keep the order of names", prefix)
                     store.note_disorder()
                 await take(page, span)
+        if at is not None and in_order > 1:
+            store.note_order()
         return
     first = await _ask(store, prefix, "", "")
     if not first.token:
@@ -55,6 +60,7 @@ async def list_directory(store: Store, prefix: str, take: Take) -> None:
     ranged = _Ranged(store, prefix, take)
     if store.lists_in_order:
         if await ranged.run(first):
+            store.note_order()
             return
         store.note_disorder()
     await _one_by_one(store, prefix, take)

@@ -52,6 +52,11 @@ class Store(Calls):
         """A listing did not come by name."""
         self._disorder.note(self._clock())
 
+    def note_order(self) -> None:
+        """A listing of several pages came by name."""
+        if self.lists_in_order:  # another one may have told otherwise meanwhile
+            self._disorder.end()
+
     @property
     def max_requests(self) -> int:
         """The most requests of a kind at once."""

@@ -35,7 +35,7 @@ from luxfuse.understore.s3.direct import open_direct
 from luxfuse.understore.s3.native import NativeTransport
 from luxfuse.understore.s3.small_puts import DirectPuts
 from luxfuse.understore.s3.transport import Transport
-from luxfuse.understore.small_puts import SmallPut, Tell
+from luxfuse.understore.small_puts import PutAnswer, SmallPut, Tell
 from luxfuse.understore.variables import variables
 
 MARKERS_AT_ONCE = 16
@@ -141,7 +141,15 @@ class ObstoreDriver(FetchesByGets, DelegatedWrites, ObstoreReads):
     def put_small(self, puts: Sequence[SmallPut], tell: Tell) -> None:
         direct = self._direct_puts
         if direct is not None and not self._elsewhere:
-            direct.put(puts, tell, conditional=self._own.conditional, checked=self._own.checked)
+            conditional = self._own.conditional
+
+            def told(answers: Sequence[tuple[int, PutAnswer]]) -> None:
+                for number, answer in answers:
+                    if conditional and answer.info is not None:
+                        self._own.met(puts[number].expect)
+                tell(answers)
+
+            direct.put(puts, told, conditional=conditional, checked=self._own.checked)
 
     def read(self, key: str, start: int, end: int, version: str, *, on_described: OnDescribed | None = None) -> Buffer:
         part = read_by(self._gets, key, start, end, version, on_described)

@@ -119,7 +119,7 @@ class ObstoreWrites(NoMultipart):
                 refused = self._family == "s3" and exc.code == "PreconditionFailed" and self.conditional
                 if expect is None or not refused or not self._is(key, expect):
                     raise
-        self._conditions.pause()  # see `S3Client` for servers that refuse what is as expected
+        self._conditions.pause("put")  # see `S3Client` for servers that refuse what is as expected
         return self._put(key, data, metadata, None, keep)
 
     def _put(
@@ -148,7 +148,13 @@ class ObstoreWrites(NoMultipart):
             if mode is not None and type(error) is NotFound:
                 raise VersionChanged(f"{what}: the object is gone") from None
             raise error from None
+        if mode is not None:
+            self.met(expect)
         return self._written(key, size, result, metadata)
+
+    def met(self, expect: str | None) -> None:
+        """A conditional put was made, perhaps by another client."""
+        self._conditions.met("put", expect)
 
     def _mode(self, key: str, expect: str | None, what: str) -> Any:
         """Return the condition of a write as obstore names it."""

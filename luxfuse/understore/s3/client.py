@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -27,6 +28,8 @@ from luxfuse.understore.s3.requests import Requests
 from luxfuse.understore.s3.transport import Body, Transport
 from luxfuse.understore.times import to_ns
 from luxfuse.understore.whole_files import in_parts, put_in_parts
+
+log = logging.getLogger(__name__)
 
 SINGLE_COPY_BYTES = 1 << 30
 """Larger objects are copied in parts: S3 itself draws the line at 5 GiB, but takes long for that."""
@@ -237,7 +240,7 @@ class S3Client(S3Reads):
                 refused = exc.code == "PreconditionFailed" and self._conditions.are_made
                 if expect is None or not refused or not self._is(key, expect):
                     raise
-        self._conditions.pause()
+        self._conditions.pause(method)
         return self._conditionally(method, what, key, None, **arguments)
 
     def _is(self, key: str, expect: str) -> bool:
@@ -301,13 +304,18 @@ class S3Client(S3Reads):
             return self._conditionally(method, what, key, expect, **arguments)
         for _ in range(2):
             try:
-                return self._conditionally(method, what, key, expect, **arguments, CopySourceIfMatch=version)
+                answer = self._conditionally(method, what, key, expect, **arguments, CopySourceIfMatch=version)
             except VersionChanged as exc:
                 refused = exc.code == "PreconditionFailed" and _of_parts(version) and self._is(source, version)
                 if not refused or not (expect is None or self._is(key, expect)):
                     raise
+            else:
+                if _of_parts(version):
+                    self._parts_differ.end()
+                return answer
         # Swift's S3 layer compares another ETag of what went up in parts than it tells; see `_complete`.
-        self._parts_differ.note(time.monotonic())
+        if self._parts_differ.note(time.monotonic()):
+            log.info("the store does not compare versions of what went up in parts; for a while it is not asked to")
         return self._conditionally(method, what, key, expect, **arguments)
 
     def _matches(self, version: str) -> bool:
@@ -329,7 +337,7 @@ class S3Client(S3Reads):
             else:
                 self._require(key, expect, what)
         try:
-            return Answered(self._requests.attempt(method, Key=self._prefix + key, **condition, **arguments), what)
+            answer = Answered(self._requests.attempt(method, Key=self._prefix + key, **condition, **arguments), what)
         except Exception as exc:  # noqa: BLE001
             status, code = status_of(exc)
             if condition and (status == 501 or code == "NotImplemented"):
@@ -341,6 +349,9 @@ class S3Client(S3Reads):
             if condition and status == 404 and code in ("", "NoSuchKey"):
                 raise VersionChanged(f"{what}: the object is gone") from None
             raise failure(exc, what, "s3") from None
+        if condition:
+            self._conditions.met(method, expect)
+        return answer
 
     def _require(self, key: str, version: str, what: str) -> None:
         """Compare a version where the server cannot do it: it is no ETag, or the server knows no such condition."""

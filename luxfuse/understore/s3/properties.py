@@ -38,6 +38,8 @@ class Examiner:
         """Whether the bucket has ACLs; None: it has not said."""
         self._acls_refused = Pause()
         """While it is on, no ACLs are asked for: one that is refused may be so for a while, or for one object."""
+        self._acls_not_set = Pause()
+        """The same where they can be read, and not be set."""
         self._copies_tags: bool | None = None
         """Whether copies that get other metadata have the tags of their source; None: not seen yet."""
         self._warned = False
@@ -88,7 +90,9 @@ class Examiner:
 
     def _grants(self, key: str) -> dict[str, str]:
         """Return the grants beside the owner's; nothing if there are none, or if they cannot be read."""
-        if self._options.canned_acl is not None or self._acls_refused.is_on(time.monotonic()):
+        if self._options.canned_acl is not None or any(
+            pause.is_on(time.monotonic()) for pause in (self._acls_refused, self._acls_not_set)
+        ):
             return {}
         try:
             if self._acls is None:
@@ -100,6 +104,7 @@ class Examiner:
             self._acls_refused.note(time.monotonic())
             log.info("ACLs of objects cannot be read, so edited ones get the bucket's: %s", exc)
             return {}
+        self._acls_refused.end()
         return grants_of(answer)
 
     def _are_acls_used(self) -> bool:
@@ -123,11 +128,16 @@ class Examiner:
 
     def note_refused(self, names: Sequence[str]) -> None:
         """The store took an object only without these parameters."""
-        if any(name.startswith("Grant") for name in names):
-            self._acls_refused.note(time.monotonic())
-        if not self._warned:
+        begins = any(name.startswith("Grant") for name in names) and self._acls_not_set.note(time.monotonic())
+        if begins or not self._warned:
+            level = logging.INFO if self._warned else logging.WARNING
             self._warned = True
-            log.warning("the store refuses to set ACLs or tags: objects that have some lose them when they are edited")
+            log.log(level, "the store refuses to set ACLs or tags: objects that have some lose them when they are edited")
+
+    def note_set(self, names: Sequence[str]) -> None:
+        """The store took an object with these parameters."""
+        if any(name.startswith("Grant") for name in names):
+            self._acls_not_set.end()
 
 
 def grants_of(acl: Mapping[str, Any]) -> dict[str, str]:

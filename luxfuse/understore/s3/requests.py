@@ -63,10 +63,13 @@ class Requests:
         """Make a request that may set tags or an ACL: without them if the server refuses. Raises the library's errors."""
         kept = [name for name in arguments if name.startswith(("Tagging", "Grant"))]
         try:
-            return self._with_checksum(method, **arguments)
+            answer = self._with_checksum(method, **arguments)
         except Exception as exc:
             if not kept or status_of(exc)[0] not in (400, 403, 405, 501):
                 raise
+        else:
+            self.examiner.note_set(kept)
+            return answer
         # To write an object may be allowed where to set its tags or its ACL is not.
         answer = self._with_checksum(method, **{name: value for name, value in arguments.items() if name not in kept})
         self.examiner.note_refused(kept)

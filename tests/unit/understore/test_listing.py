@@ -125,8 +125,10 @@ async def test_an_error_of_the_taker_ends_it() -> None:
 class IgnoresStart(FakeStore):
     """A server that does not know where it is to begin."""
 
+    ignores = True
+
     def list_page(self, prefix: str, after: str = "", token: str = "") -> ListedPart:
-        return super().list_page(prefix, "", token)
+        return super().list_page(prefix, "" if self.ignores else after, token)
 
 
 class Unordered(FakeStore):
@@ -158,11 +160,16 @@ async def test_the_order_of_names_is_looked_at_again_after_a_while() -> None:
     now_s = 0.0
     driver = filled(IgnoresStart(abilities=FROM_KEYS), 1000)
     store = Store(driver, request_timeout_s=30.0, max_requests=32, rng=random.Random(1), clock=lambda: now_s)
-    for pause_s in (PAUSE_S, 2 * PAUSE_S):
+    for pause_s, ends_in_order in ((PAUSE_S, False), (2 * PAUSE_S, True), (PAUSE_S, True)):
+        driver.ignores = True
         await taken(store)
         assert not store.lists_in_order
         now_s += pause_s - 1
         await taken(store)
+        assert not store.lists_in_order
         now_s += 1
         assert store.lists_in_order
+        if ends_in_order:
+            driver.ignores = False
+            await taken(store)
     store.close()

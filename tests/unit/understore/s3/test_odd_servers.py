@@ -113,30 +113,45 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
     return move
 
 
+def write(store: UnderStore, name: str, body: bytes, expect: str) -> None:
+    if name == "put":
+        store.put("x", body, {}, expect=expect)
+        return
+    upload = store.begin_upload("x", {})
+    store.complete_upload("x", upload, [(1, store.upload_part("x", upload, 1, body))], expect=expect)
+
+
 @pytest.mark.expected_logs("no conditional writes")
 @pytest.mark.parametrize("name", ["put", "complete"])
 def test_conditions_that_were_refused_are_made_again_after_a_while(store, server, clock, caplog, name):
     """What answered may have been something in between, or the server had an old answer: others are overwritten unseen."""
-
-    def write(body: bytes, expect: str) -> None:
-        if name == "put":
-            store.put("x", body, {}, expect=expect)
-            return
-        upload = store.begin_upload("x", {})
-        store.complete_upload("x", upload, [(1, store.upload_part("x", upload, 1, body))], expect=expect)
-
+    caplog.set_level("INFO", logger="luxfuse")
     for pause_s in (PAUSE_S, 2 * PAUSE_S):
         server.on[name] = lambda seen: error(412, "PreconditionFailed") if "if-match" in seen.headers else None
-        write(b"new", server.place("x", b"old"))
+        write(store, name, b"new", server.place("x", b"old"))
         del server.on[name]
         clock(pause_s - PAUSE_S)
         assert not store.abilities.conditional
         clock(PAUSE_S)
         assert store.abilities.conditional
         with pytest.raises(VersionChanged):
-            write(b"lost", '"another"')
+            write(store, name, b"lost", '"another"')
         assert server.objects["x"].body == b"new"
-    assert len([record for record in caplog.records if "conditional writes" in record.message]) == 1
+    told = [record.levelname for record in caplog.records if "conditional writes" in record.message]
+    assert told == ["WARNING", "INFO"]
+
+
+@pytest.mark.expected_logs("no conditional writes")
+@pytest.mark.parametrize("name", ["put", "complete"])
+def test_the_next_pause_is_a_short_one_once_a_condition_was_met(store, server, clock, name):
+    for _ in range(3):
+        server.on[name] = lambda seen: error(412, "PreconditionFailed") if "if-match" in seen.headers else None
+        write(store, name, b"new", server.place("x", b"old"))
+        assert not store.abilities.conditional
+        del server.on[name]
+        clock(PAUSE_S)
+        assert store.abilities.conditional
+        write(store, name, b"newer", server.objects["x"].etag)
 
 
 @pytest.mark.expected_logs("no conditional writes")
@@ -168,9 +183,14 @@ def test_versions_of_parts_that_a_copy_refused_are_compared_again_after_a_while(
     assert conditions == [False]
     clock(PAUSE_S)
     conditions.clear()
-    server.on["copy"] = lambda seen: conditions.append("x-amz-copy-source-if-match" in seen.headers)
-    store.copy("x", "y", version=version, size=4)
-    assert conditions == [True]
+    for _ in range(2):  # one that is compared makes the next pause a short one again
+        server.on["copy"] = lambda seen: conditions.append("x-amz-copy-source-if-match" in seen.headers)
+        store.copy("x", "y", version=version, size=4)
+        assert conditions == [True]
+        server.on["copy"] = refuse
+        store.copy("x", "y", version=version, size=4)
+        clock(PAUSE_S)
+        conditions.clear()
 
 
 def test_a_conflict_with_others_is_no_server_that_refuses_what_is_as_expected(store, server):

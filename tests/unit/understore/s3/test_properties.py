@@ -46,6 +46,35 @@ def grants(examiner: Examiner) -> object:
     return found.own.get("grants", {})
 
 
+def test_the_next_pause_is_a_short_one_once_an_acl_was_read(clock: list[float]) -> None:
+    bucket = Bucket()
+    examiner = Examiner(bucket.call, ObjectOptions())
+    for _ in range(3):
+        bucket.errors["get_object_acl"] = AccessDenied("for now")
+        assert grants(examiner) == {}
+        bucket.errors.clear()
+        clock[0] += PAUSE_S
+        assert grants(examiner) == GRANTS
+
+
+@pytest.mark.expected_logs("refuses to set ACLs")
+@pytest.mark.parametrize("taken", [False, True])
+def test_where_acls_can_be_read_and_not_set_the_pauses_grow_until_one_is_set(
+    clock: list[float], caplog: pytest.LogCaptureFixture, taken: bool
+) -> None:
+    caplog.set_level("INFO", logger="luxfuse")
+    examiner = Examiner(Bucket().call, ObjectOptions())
+    for pause_s in (PAUSE_S, PAUSE_S if taken else 2 * PAUSE_S):
+        examiner.note_refused(["GrantRead"])
+        clock[0] += pause_s - 1
+        assert grants(examiner) == {}
+        clock[0] += 1
+        assert grants(examiner) == GRANTS
+        if taken:
+            examiner.note_set(["GrantRead"])
+    assert [record.levelname for record in caplog.records if "refuses to set" in record.message] == ["WARNING", "INFO"]
+
+
 @pytest.mark.expected_logs("refuses to set ACLs")
 @pytest.mark.parametrize("method", ["get_object_acl", "get_bucket_acl"])
 @pytest.mark.parametrize("error", [AccessDenied("for now"), StoreRejected("odd")])
