@@ -119,6 +119,8 @@ class RenewingDriver:
         """The option that says where the bucket is, once the store has named its region."""
         self._not_followed = Pause(PAUSE_S, PAUSE_S)
         """After a region that was named could not be used."""
+        self._told = ""
+        """What was said of that."""
         self._turn = threading.Lock()
         """Held while a driver is opened."""
         self._count = threading.Lock()
@@ -295,9 +297,12 @@ class RenewingDriver:
             except LuxError as exc:  # credentials, say, cannot be had now
                 self._region = before
                 self._not_followed.note(time.monotonic())
-                log.warning("region %s cannot be used: %s", region, exc)
+                told = f"region {region} cannot be used: {exc}"
+                log.log(logging.INFO if told == self._told else logging.WARNING, "%s", told)
+                self._told = told
                 return False
             self._not_followed.end()
+            self._told = ""
             log.info("the bucket is in region %s, and is asked there from now on", region)
             return True
 

@@ -399,7 +399,7 @@ def test_an_sts_that_is_silent_is_not_waited_for_in_vain(home, monkeypatch):
             opened("http://127.0.0.1:9", "obstore", {"role_arn": "arn:aws:iam::123456789012:role/r"})
 
 
-def test_a_region_that_cannot_be_used_now_is_tried_again(monkeypatch, expected_logs):
+def test_a_region_that_cannot_be_used_now_is_tried_again(monkeypatch, expected_logs, caplog):
     """The driver is opened anew for it, which may need credentials that cannot be had for a moment."""
     expected_logs.append("region eu-west-9 cannot be used")
     now_s, reached, fails = time.monotonic(), [], True
@@ -432,6 +432,7 @@ def test_a_region_that_cannot_be_used_now_is_tried_again(monkeypatch, expected_l
         with pytest.raises(WrongRegion):
             driver.has_prefix("d/")
         assert len(reached) == tried, "not tried again though the pause is over"
+    assert len([record for record in caplog.records if record.levelname == "WARNING"]) == 1
     now_s += renewing.PAUSE_S
     fails = False
     assert driver.has_prefix("d/")

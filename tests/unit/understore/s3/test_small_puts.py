@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from luxfuse.core.vain import VAIN_MOST
+from luxfuse.core.vain import PAUSE_S, VAIN_MOST
 from luxfuse.errors import StoreUnavailable
 from luxfuse.shares import shares
 from luxfuse.types import ABSENT, Buffer
@@ -224,3 +225,20 @@ def connections(server: OddS3) -> int:
     port = f":{int(server.endpoint.rpartition(':')[2]):04X}"
     lines = [line.split() for line in Path("/proc/self/net/tcp").read_text().splitlines()[1:]]
     return sum(remote.endswith(port) and state == "01" for _, _, remote, state, *_ in lines)
+
+
+@pytest.mark.expected_logs("no conditional writes")
+def test_a_condition_that_was_met_makes_the_next_pause_a_short_one(
+    server: OddS3, driver: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, ahead_s = time.monotonic, 0.0
+    monkeypatch.setattr(time, "monotonic", lambda: real() + ahead_s)
+    for _ in range(2):
+        version = server.place("some/prefix/x", b"old")
+        server.on["put"] = lambda seen: error(412, "PreconditionFailed") if "if-match" in seen.headers else None
+        version = driver.put("x", b"new", {}, expect=version).version
+        assert not driver.abilities.conditional
+        del server.on["put"]
+        ahead_s += PAUSE_S
+        assert driver.abilities.conditional
+        assert is_stored(*put(driver, [SmallPut("x", b"newer", {}, version)]))
