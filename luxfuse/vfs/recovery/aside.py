@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import time
 from pathlib import Path
@@ -21,6 +20,7 @@ from luxfuse.understore.retrying import Store
 from luxfuse.vfs.namespace import Namespace
 from luxfuse.vfs.recovery.contents import JournalContents
 from luxfuse.vfs.recovery.in_store import has_other
+from luxfuse.vfs.recovery.later import CANNOT_WRITE
 from luxfuse.vfs.recovery.places import JournalPlaces
 
 log = logging.getLogger(__name__)
@@ -51,6 +51,8 @@ class Aside:
         self._recovered = recovered
         self._store = store
         self._limits = limits
+        self.stay: set[int] = set()
+        """Staging files of which nothing was promised, which could not be moved: the next run tries it again."""
 
     def refusal(self, record: FileRecord) -> str | None:
         """Say why the store can never hold a file, None if it can. An earlier version of luxfuse asked too late."""
@@ -107,8 +109,11 @@ class Aside:
         except StoreError:
             return False  # it is looked at again before the object is removed
 
-    async def keep(self, number: int, key: str) -> int:
-        """Move a staging file to the recovered directory, unless it is empty; returns how many were moved: 1 or 0."""
+    async def keep(self, number: int, key: str, *, required: bool = False) -> int:
+        """Move a staging file to the recovered directory, unless it is empty; returns how many were moved: 1 or 0.
+
+        Where a disk is full or read-only it stays, but raises OSError if it is ``required`` that it goes.
+        """
         path = self._staging.path_of(number)
         try:
             if path.stat().st_size == 0:
@@ -119,8 +124,9 @@ class Aside:
         try:
             kept = await trio.to_thread.run_sync(self._recovered.keep_staging, self._staging, number, key)
         except OSError as exc:
-            if exc.errno != errno.EROFS:
+            if required or exc.errno not in CANNOT_WRITE:
                 raise
+            self.stay.add(number)
             log.warning(
                 "%r was being written when the last run ended; what there was of it stays where it is: %s", key, exc
             )

@@ -237,7 +237,7 @@ class Recovery:
             await self._aside.give_up(number, record, refusal)
             return
         if record.closed and not self._is_open(record.inode) and self._contents.is_torn(number, record):
-            outcome.recovered += await self._aside.keep(number, record.key)
+            outcome.recovered += await self._aside.keep(number, record.key, required=True)
             reached("recover.torn")
         try:
             resumed = await self._files.resume(number, record)
@@ -278,7 +278,7 @@ class Recovery:
 
     async def _sweep_staging(self, outcome: Outcome) -> None:
         """Keep staging files that the journal does not know, and remove those that were done with."""
-        known = {dirty.number for dirty in self._entries} | self._nameless | self._journal.files.keys()
+        known = {d.number for d in self._entries} | self._nameless | self._journal.files.keys() | self._aside.stay
         for number in list(self._staging.stored()):
             if number not in known and self._staging.was_retired(number):
                 self._staging.discard(number)

@@ -308,6 +308,68 @@ async def test_a_name_that_the_journal_has_twice(tmp_path: Path) -> None:
         assert [path.read_bytes() for path in m.recovered.directory.iterdir()] == [b"second"]
 
 
+async def killed_while_written_anew(path: Path, *, promised: bool) -> FakeStore:
+    """Be killed while a file is written anew that is ``promised``, or else is in the store; returns the store."""
+    driver = FakeStore()
+    if not promised:
+        driver.place("a", b"closed")
+    async with mounted(path, driver, write_mode="async-through", flusher=False, clean_end=False) as m:
+        if promised:
+            handle, _ = await m.kernel.create(m.fs, ROOT_INODE, b"a", 0o644)
+            await m.kernel.write(m.fs, handle, 0, b"closed")
+            await m.kernel.close(m.fs, handle)
+        handle = await m.kernel.open(m.fs, await m.inode("a"), os.O_WRONLY | os.O_TRUNC)
+        await m.kernel.write(m.fs, handle, 0, b"begun")
+        await m.journal.commit()
+    return driver
+
+
+@contextlib.contextmanager
+def no_room_aside(code: int) -> Iterator[Callable[[], None]]:
+    """Let the state directory take no file; yields what ends that."""
+
+    def refuse(*_arguments: object) -> Path:
+        raise OSError(code, os.strerror(code))
+
+    with pytest.MonkeyPatch.context() as full:
+        full.setattr("luxfuse.tiers.staging._reserve", refuse)
+        yield full.undo
+
+
+@pytest.mark.expected_logs("was being written when the last run ended")
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
+async def test_what_was_never_promised_stays_where_there_is_no_room_to_keep_it(tmp_path: Path, code: int) -> None:
+    """Else a full state disk refused the mount. The next run keeps it."""
+    driver = await killed_while_written_anew(tmp_path, promised=False)
+    with no_room_aside(code):
+        async with mounted(tmp_path, driver, write_mode="async-through") as m:
+            assert await m.read_all("a") == b"closed"
+            assert len(list(m.staging.stored())) == 1
+            assert m.recovered.count() == m.outcome.recovered == 0
+    async with mounted(tmp_path, driver, write_mode="async-through") as m:
+        assert await m.read_all("a") == b"closed"
+        assert [path.read_bytes() for path in m.recovered.directory.iterdir()] == [b"begun"]
+        assert is_clean(m)
+
+
+@pytest.mark.expected_logs("was being written when the last run ended", "cannot be taken up while")
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS])
+async def test_what_is_in_the_way_of_a_promise_has_to_be_kept_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    """Were it left, it would be taken for what was promised."""
+    monkeypatch.setattr(later, "PAUSE_S", 1000.0)
+    driver = await killed_while_written_anew(tmp_path, promised=True)
+    with no_room_aside(code) as make_room:
+        async with mounted(tmp_path, driver, write_mode="async-through") as m:
+            with pytest.raises(Unfinished):
+                await m.fs.lookup(ROOT_INODE, b"a")
+            make_room()
+            await m.recovery._later.try_again()
+            assert await m.read_all("a") == b"closed"
+            assert [path.read_bytes() for path in m.recovered.directory.iterdir()] == [b"begun"]
+
+
 @pytest.mark.parametrize("emptied", [True, False])
 def test_what_a_power_cut_has_torn_is_not_taken_for_what_was_promised(tmp_path: Path, emptied: bool) -> None:
     """It cannot be taken away as long as the disk is read-only."""
