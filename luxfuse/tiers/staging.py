@@ -208,6 +208,10 @@ class Staging:
         with ignored_if_read_only():
             self.remove(number)
 
+    def is_left(self, number: int) -> bool:
+        """Whether a file is discarded, and still there."""
+        return number in self._left
+
     def retire(self, number: int) -> Callable[[], None]:
         """Take a staging file's name away; it need not exist. Returns what then removes it. Both raise OSError.
 

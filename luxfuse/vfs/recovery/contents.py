@@ -38,6 +38,8 @@ class JournalContents:
         """Whether the staging file of a file is not what the store has; one that is goes."""
         if record.content:
             return True
+        if self._staging.is_left(number):
+            return False
         try:
             st = self._staging.path_of(number).stat()
         except FileNotFoundError:
@@ -66,7 +68,7 @@ class JournalContents:
         if self._at_risk and st.st_mtime_ns > record.stamp:
             return self._may_be_changed(number)
         if self._at_risk:
-            self._staging.remove(number)  # of what the store has, not all of which may have been on the disk
+            self._staging.discard(number)  # of what the store has, not all of which may have been on the disk
         return False
 
     def is_gone(self, number: int, record: FileRecord) -> bool:
