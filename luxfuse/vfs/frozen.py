@@ -76,12 +76,13 @@ class FrozenKeys:
         while (ended := next((each for moved, each in self._gates.items() if meet(key, moved)), None)) is not None:
             await ended.wait()
 
-    async def thawed(self, key: str) -> None:
+    async def thawed(self, key: str, *, alone: bool = False) -> None:
         """Wait until nothing that a key lies in, or that lies below it, is being moved.
 
+        ``alone``: only the one object is changed, the marker of a directory, say: what is stuck below is not waited for.
         Raises `StoreUnavailable` if that waits for the store.
         """
-        while (frozen := self._of(key)) is not None:
+        while (frozen := self._of(key, alone=alone)) is not None:
             with trio.move_on_after(self._store.timeout_s if frozen.stuck else math.inf) as scope:
                 await frozen.changed.wait()
             if scope.cancelled_caught:
@@ -111,7 +112,7 @@ class FrozenKeys:
         """Whether something that a key lies in, or that lies below it, is being moved."""
         return self._of(key) is not None
 
-    def _of(self, key: str) -> Freeze | None:
+    def _of(self, key: str, *, alone: bool = False) -> Freeze | None:
         if not self._freezes:
             return None
         if (
@@ -120,7 +121,8 @@ class FrozenKeys:
             return found[0]
         if not key.endswith("/"):
             return None
-        return next((each[0] for moved, each in self._freezes.items() if moved.startswith(key)), None)
+        below = (frozen for moved, each in self._freezes.items() if moved.startswith(key) for frozen in each)
+        return next((frozen for frozen in below if not (alone and frozen.stuck)), None)
 
 
 def meet(key: str, other: str) -> bool:

@@ -123,7 +123,7 @@ class WriteBack:
             try:
                 pushes = 0
                 while dirty.must_push and pushes < PUSHES and not (pushes and dirty.is_written_anew):
-                    await self.frozen.thawed(dirty.key)
+                    await self.frozen.thawed(dirty.key, alone=True)
                     key = dirty.key
                     async with self._turns.of([key]):
                         if key == dirty.key:  # else it was renamed meanwhile

@@ -22,7 +22,7 @@ from luxfuse.tiers.directory import CacheDirectory
 from luxfuse.tiers.staging import Staging
 from luxfuse.types import Kind, WriteMode
 from luxfuse.vfs import unfinished, writer
-from luxfuse.vfs.attributes import Caller
+from luxfuse.vfs.attributes import AttributeChanges, Caller
 from luxfuse.vfs.recovery import later
 from luxfuse.vfs.recovery.contents import JournalContents
 from luxfuse.vfs.recovery.files import PromisedFiles
@@ -266,6 +266,27 @@ async def test_a_directory_stays_where_something_waits_for_the_disk(
             await m.drain()
             assert driver.objects["e/a"][0] == b"promised"
             assert "d/a" not in driver.objects
+
+
+@pytest.mark.expected_logs("cannot be taken up while", "cache directory")
+async def test_a_directory_is_made_above_what_waits_for_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its object alone is changed; were that waited for, it would be in the place of another push."""
+    monkeypatch.setattr(later, "PAUSE_S", 1000.0)
+    driver = FakeStore()
+    async with mounted(tmp_path, driver, write_mode="async-through", flusher=False, clean_end=False) as m:
+        await m.fs.mkdir(ROOT_INODE, b"d", 0o755, CALLER)
+        await begun(m, "a", b"promised", await m.inode("d"))
+        await m.index.flush()
+        base = m.directory.path.parent
+    with read_only(base):
+        async with mounted(tmp_path, driver, flusher=False) as m:
+            (directory,) = m.dirty
+            await m.writeback.push(directory)
+            assert driver.objects.keys() == {"d/"}
+            await m.fs.setattr(await m.inode("d"), AttributeChanges(mode=0o700), None, CALLER)
+            assert driver.objects["d/"][3]["mode"] == "040700"
+            with m.impatient(), pytest.raises(StoreUnavailable, match="which cannot be taken up yet"):
+                await m.fs.rename(ROOT_INODE, b"d", ROOT_INODE, b"e", 0)
 
 
 @pytest.mark.expected_logs("cannot be taken up while", "cannot be taken up, in an unexpected way")
