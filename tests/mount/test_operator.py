@@ -18,6 +18,8 @@ from tests.support.fault_proxy import FaultProxy
 from tests.support.mounted import MIB, Mount, Mounts, content, digest, wait_for
 
 KIB = 1 << 10
+MEASURED = {"cache room", "cache speed", "http", "open files"}
+"""What the doctor says of the machine that the tests run on, and may warn of."""
 
 
 @pytest.fixture
@@ -59,7 +61,7 @@ def test_the_doctor_looks_at_a_mount(mounting: Mounts, proxy: FaultProxy, bucket
         return {check["name"]: check["state"] for check in said["checks"]}
 
     well = doctor()
-    assert set(well.values()) == {"ok"}
+    assert {name: state for name, state in well.items() if state != "ok" and name not in MEASURED} == {}
     assert {"kernel", "mounting", "passthrough", "mount", "store", "backlog"} <= well.keys()
     assert "put" not in well, "the mount's options are not known"
     with_options = doctor("--endpoint-url", proxy.endpoint)

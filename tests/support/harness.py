@@ -382,6 +382,7 @@ async def mounted(
                 mount.cache.close()
                 await journal.commit()
             nursery.cancel_scope.cancel()
+        await until(lambda: journal._running is None)  # else a thread would meet a journal that is closed
         if clean_end:
             await lifecycle.end(index)
 

@@ -135,7 +135,7 @@ def queue() -> Iterator[list[tuple[int, int, int]]]:
         callers.append(passthrough.caller())
         return True
 
-    passthrough.set_prompt((lookup,) * 6)
+    passthrough.set_prompt((lookup,) * 7)
     yield callers
     passthrough.set_prompt(None)
     passthrough.time_queue(False)
