@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
+from typing import TypeVar
 
 from luxfuse.core.vain import Pause
+from luxfuse.errors import VersionChanged
 from luxfuse.types import ABSENT
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +43,23 @@ class Conditions:
         if self._pause.note(time.monotonic()):
             self._refused = method
             self._warn()
+
+    def write(self, method: str, expect: str | None, write: Callable[[str | None], T], holds: Callable[[str], bool]) -> T:
+        """Call ``write`` with the version that is expected; without at a server that refuses any. Raises what it raises.
+
+        ``holds``: whether the object is of that version. Swift's S3 layer asks the condition, at the end of an upload, of
+        objects of its own, which never are as expected; Ceph 16 compares no versions when it puts. That the object is, and
+        the second try is refused all the same, tells such a server from a change by others that came and went.
+        """
+        for _ in range(2):
+            try:
+                return write(expect)
+            except VersionChanged as exc:
+                refused = exc.code == "PreconditionFailed" and self.are_made
+                if expect is None or not refused or not holds(expect):
+                    raise
+        self.pause(method)
+        return write(None)
 
     def met(self, method: str, expect: str | None) -> None:
         """A conditional write was made: if it is of the kind that was refused, the next pause is a short one again.

@@ -14,7 +14,7 @@ from luxfuse.types import Buffer, ObjectInfo
 MOST_BYTES = 128 << 10
 """The largest object that is put in this way: the content of all stays in memory until the last one has ended."""
 MOST_PUTS = 8
-"""Put at once, at most."""
+"""Put at once, at most: as many as C makes at once (`MOST_PARALLEL`)."""
 
 
 class SmallPut(NamedTuple):

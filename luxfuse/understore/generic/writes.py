@@ -5,6 +5,7 @@ Nothing here keeps metadata or knows conditions. Directories above a file are ma
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import secrets
 import shutil
@@ -266,6 +267,19 @@ def rejected(text: str, number: int | None) -> StoreRejected:
 def beside(path: str) -> str:
     """Return a new name in the directory of a path, under which a file is written before it is renamed to the path."""
     return f"{path.rpartition('/')[0]}/{TEMPORARY}{secrets.token_hex(8)}"
+
+
+def put_in_place(rename: Callable[[str, str], object], path: str, target: str) -> str:
+    """Rename a file over a present one, in two steps; returns where that is then, to be removed."""
+    aside = beside(target)
+    try:
+        rename(target, aside)
+        rename(path, target)
+    except Exception:  # else there might be neither of both: what is not answered in time may have been done
+        with contextlib.suppress(Exception):
+            rename(aside, target)
+        raise
+    return aside
 
 
 def listed(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ from urllib.parse import quote
 from luxfuse.errors import StoreUnavailable
 from luxfuse.understore.failures import no_store
 from luxfuse.understore.generic.infos import info_of
-from luxfuse.understore.generic.writes import beside
+from luxfuse.understore.generic.writes import put_in_place
 from luxfuse.understore.hdfs.java import exception_of
 from luxfuse.understore.hdfs.tree import Body, Entry
 
@@ -111,14 +111,7 @@ class Web:
         if info_of(self, target) is None:
             self._require("RENAME", path, destination=target)
             return
-        aside = beside(target)
-        try:
-            self._require("RENAME", target, destination=aside)
-            self._require("RENAME", path, destination=target)
-        except Exception:  # else there might be neither of both: what is not answered in time may have been done
-            with contextlib.suppress(Exception):
-                self._require("RENAME", aside, destination=target)
-            raise
+        aside = put_in_place(lambda old, new: self._require("RENAME", old, destination=new), path, target)
         with contextlib.suppress(Exception):  # the new one is there; what is left has a name that is never listed
             self.rm_file(aside)
 

@@ -112,15 +112,10 @@ class ObstoreWrites(NoMultipart):
         expect: str | None = None,
         keep: Properties | None = None,
     ) -> ObjectInfo:
-        for _ in range(2):
-            try:
-                return self._put(key, data, metadata, expect, keep)
-            except VersionChanged as exc:
-                refused = self._family == "s3" and exc.code == "PreconditionFailed" and self.conditional
-                if expect is None or not refused or not self._is(key, expect):
-                    raise
-        self._conditions.pause("put")  # see `S3Client` for servers that refuse what is as expected
-        return self._put(key, data, metadata, None, keep)
+        def put(given: str | None) -> ObjectInfo:
+            return self._put(key, data, metadata, given, keep)
+
+        return self._conditions.write("put", expect, put, lambda version: self._family == "s3" and self._is(key, version))
 
     def _put(
         self, key: str, data: Buffer, metadata: Mapping[str, str], expect: str | None, keep: Properties | None

@@ -227,21 +227,12 @@ class S3Client(S3Reads):
     def _as_expected(
         self, method: str, what: str, key: str, expect: str | None, arguments: Mapping[str, Any]
     ) -> dict[str, Any]:
-        """Write ``key`` if that is as expected; without the condition at a server that refuses any.
+        """Write ``key`` if that is as expected; without the condition at a server that refuses any."""
 
-        Swift's S3 layer asks it, at the end of an upload, of objects of its own, which never are as expected; Ceph 16
-        compares no versions when it puts. That the object is, and the second try is refused all the same, tells such a
-        server from a change by others that came and went.
-        """
-        for _ in range(2):
-            try:
-                return self._conditionally(method, what, key, expect, **arguments)
-            except VersionChanged as exc:
-                refused = exc.code == "PreconditionFailed" and self._conditions.are_made
-                if expect is None or not refused or not self._is(key, expect):
-                    raise
-        self._conditions.pause(method)
-        return self._conditionally(method, what, key, None, **arguments)
+        def write(given: str | None) -> dict[str, Any]:
+            return self._conditionally(method, what, key, given, **arguments)
+
+        return self._conditions.write(method, expect, write, lambda version: self._is(key, version))
 
     def _is(self, key: str, expect: str) -> bool:
         """Whether ``key`` holds the version, or nothing for `ABSENT`."""

@@ -152,7 +152,10 @@ class DirectGets(Gets):
     def request(
         self, method: str, key: str, query: str | None, headers: Mapping[str, str], body_hash: str, body: Buffer
     ) -> tuple[int, dict[str, str], bytes] | None:
-        """Make one request as `requests` does; returns status, headers and body. Raises OSError where no answer comes."""
+        """Make one request as `requests` does; returns status, headers and body, None: only another client can make it.
+
+        Raises OSError where no answer comes.
+        """
         found: list[Told] = []
         asked = Asked(method, key, query, headers, body, body_hash)
         self.requests([asked], lambda answers: found.extend(told for _, told in answers))
@@ -163,7 +166,7 @@ class DirectGets(Gets):
         return found[0].answer
 
     def requests(self, asked: Sequence[Asked], tell: Callable[[list[tuple[int, Told]]], object]) -> None:
-        """Make any requests at once, `MOST_REQUESTS` at most, and tell what came of them by their numbers, as they end.
+        """Make requests at once, `small_puts.MOST_PUTS` at most, and tell what came of them by their numbers, as they end.
 
         What is not told only another client can make, or say why it fails. Raises `StoreError` where there are no
         credentials; none was made then.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import socket
 import stat
@@ -16,7 +15,7 @@ from luxfuse.understore.base import OnDescribed
 from luxfuse.understore.failures import checked, require_version
 from luxfuse.understore.generic.driver import FsspecDriver
 from luxfuse.understore.generic.infos import version_of
-from luxfuse.understore.generic.writes import beside, listed, rejected
+from luxfuse.understore.generic.writes import beside, listed, put_in_place, rejected
 from luxfuse.understore.properties import Properties
 from luxfuse.understore.reach import READ_TIMEOUT_S
 
@@ -177,15 +176,7 @@ def _rename(ftp: Any, old: str, new: str) -> None:
         if _stat(ftp, new) is None:
             ftp.rename(old, new)
             return
-        aside = beside(new)
-        try:
-            ftp.rename(new, aside)
-            ftp.rename(old, new)
-        except Exception:  # else there might be neither of both: what is not answered in time may have been done
-            with contextlib.suppress(OSError, EOFError):
-                ftp.rename(aside, new)
-            raise
-        _remove_quietly(ftp, aside)
+        _remove_quietly(ftp, put_in_place(ftp.rename, old, new))
 
 
 def _remove_quietly(ftp: Any, path: str) -> None:
