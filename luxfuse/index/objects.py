@@ -345,7 +345,7 @@ class Objects:
 
         What it describes is only a cache.
         """
-        return self._change_all(changes, {oid: deltas}, {oid: held})
+        return self._change_all(changes, {oid: deltas}, {oid: held} if held else {})
 
     def _change_all(
         self,

@@ -30,6 +30,8 @@ from luxfuse.tiers.last_writes import LastWrites
 from luxfuse.tiers.slots import MOST_SLOTS, slots_of, taken
 from luxfuse.types import Buffer
 
+CANNOT_WRITE = (errno.EROFS, errno.ENOSPC, errno.EDQUOT)
+"""Of a disk that can be read."""
 FORMAT_VERSION = 1
 FILE_LOCKS = 64
 _OID = re.compile("[0-9a-f]{32}")
@@ -93,7 +95,7 @@ class CacheDirectory:
     def _take_up(self) -> None:
         try:
             # A full disk is read from, and a read-only one may hold what is to be uploaded yet.
-            self.identity = self._prepare(fine=(errno.ENOSPC, errno.EDQUOT, errno.EROFS))
+            self.identity = self._prepare(fine=CANNOT_WRITE)
             with ignored_if_read_only():
                 self.remove_left(self.left_of_moves())
         except BaseException:

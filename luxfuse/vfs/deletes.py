@@ -224,6 +224,7 @@ class Deletes:
         return self._errors.get(key)
 
     def _may_be_made(self, key: str) -> bool:
+        """Whether a delete can be made now; one that cannot has had to wait."""
         record = self._journal.deletes.get(key)
         if record is None:
             return False

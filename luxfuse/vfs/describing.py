@@ -161,7 +161,7 @@ class Describing:
                 entry.attributes = old
                 self._namespace.put(*dirty.place, entry)
                 if not dirty.content_changed(dirty.uploaded):
-                    dirty.is_described()
+                    dirty.told()
                     self._publisher.publish(dirty)
             raise
 

@@ -114,7 +114,7 @@ class Dirty:
         """The journal promises to bring the content with this stamp to the store; None: the store has what was promised."""
         self.noted = stamp
 
-    def is_read(self) -> None:
+    def looked_at(self) -> None:
         """The content is looked at, to be uploaded as it is now."""
         self.noted_before = self.noted
 
@@ -156,7 +156,7 @@ class Dirty:
         self.attributes_changed = True
         self.closed = self.closed or self.source is None or not self.writers
 
-    def is_described(self) -> None:
+    def told(self) -> None:
         """The store is told the attributes that there are here, or has them."""
         self.attributes_changed = False
 

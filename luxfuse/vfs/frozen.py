@@ -18,7 +18,7 @@ Keys = TypeVar("Keys", bound=tuple[str, ...])
 
 
 class Freeze:
-    """One move: changes of its keys wait."""
+    """One move, or one file whose name waits: changes of its keys wait."""
 
     def __init__(self) -> None:
         self.stuck = ""
@@ -32,7 +32,7 @@ class Freeze:
 
 
 class FrozenKeys:
-    """The keys of one mount that are being moved."""
+    """The keys of one mount that are being moved, or whose names wait."""
 
     def __init__(self, store: Store, pace: Pace) -> None:
         """``pace`` is told when something thaws."""
@@ -115,10 +115,9 @@ class FrozenKeys:
     def _of(self, key: str, *, alone: bool = False) -> Freeze | None:
         if not self._freezes:
             return None
-        if (
-            found := next((f for above in (key, *directories_of(key)) if (f := self._freezes.get(above))), None)
-        ) is not None:
-            return found[0]
+        for above in (key, *directories_of(key)):
+            if above in self._freezes:
+                return self._freezes[above][0]
         if not key.endswith("/"):
             return None
         below = (frozen for moved, each in self._freezes.items() if moved.startswith(key) for frozen in each)

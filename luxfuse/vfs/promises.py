@@ -180,10 +180,7 @@ class Promises:
     async def _make_durable(self, dirty: Dirty, stamp: Stamp | None) -> None:
         inline = None
         if dirty.source is not None and stamp is not None:
-            if self._is_small(dirty, stamp):
-                inline = os.pread(dirty.content.fd, stamp.size, 0)
-            else:
-                stamp = await self._synced(dirty, dirty.content)
+            inline, stamp = await self._inline_or_synced(dirty, stamp)
         reached("promise.synced")
         if self._replicas.wanted(dirty):
             self._replicas.plan(dirty)
@@ -254,6 +251,12 @@ class Promises:
         stamp = await self._synced(dirty, dirty.content) if dirty.closed else None
         self._notes.note(dirty, promised=stamp)
 
+    async def _inline_or_synced(self, dirty: Dirty, stamp: Stamp) -> tuple[bytes | None, Stamp | None]:
+        """Return a small content, for the journal, or sync another one; and the stamp with which it is promised."""
+        if self._is_small(dirty, stamp):
+            return os.pread(dirty.content.fd, stamp.size, 0), stamp
+        return None, await self._synced(dirty, dirty.content)
+
     async def _synced(self, dirty: Dirty, content: StagedBytes) -> Stamp | None:
         """Sync the content; returns the stamp that it had when that began, since when no push has ended. Raises OSError.
 
@@ -283,15 +286,12 @@ class Promises:
 
         It is about to get another key, under which the store has nothing.
         """
-        stamp, content, inline = dirty.stamp, dirty.content, None
+        stamp = dirty.stamp
         assert stamp is not None
-        if self._is_small(dirty, stamp):
-            inline = os.pread(content.fd, stamp.size, 0)
-        else:
-            stamp = await self._synced(dirty, content)
+        inline, synced = await self._inline_or_synced(dirty, stamp)
         if dirty.place is not None and not dirty.emptied and not dirty.finished:
-            self._notes.note(dirty, inline, promised=stamp)
-            dirty.promised_content(stamp)
+            self._notes.note(dirty, inline, promised=synced)
+            dirty.promised_content(synced)
 
     async def fsync(self, dirty: Dirty) -> None:
         """As `sync`; a file without a name is synced to disk."""

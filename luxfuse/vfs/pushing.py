@@ -83,8 +83,8 @@ class Pusher:
         assert dirty.place is not None
         entry = self._namespace.peek(*dirty.place)
         assert entry is not None
-        dirty.is_described()
-        dirty.is_read()
+        dirty.told()
+        dirty.looked_at()
         reached("push.begun")
         try:
             if dirty.source is not None and dirty.content_changed(dirty.uploaded):
@@ -197,7 +197,7 @@ class Pusher:
 
     async def _upload(self, dirty: Dirty, source: Source, metadata: Mapping[str, str], stamp: Stamp) -> Uploaded:
         """Upload the content; what may have arrived without an answer is remembered as sent by us."""
-        dirty.is_read()
+        dirty.looked_at()
         try:
             return await self._uploader.upload(source, metadata, dirty.stored.expect)
         except StoreError:  # also one that finds another version: that may be of a first try
@@ -221,7 +221,7 @@ class Pusher:
 
         Else the version that they uploaded is the one that the store is expected to have.
         """
-        dirty.is_read()
+        dirty.looked_at()
         stamp, source = dirty.stamp, dirty.source
         if self._replicator is None or not dirty.replicas.holders or stamp is None or source is None:
             return None
@@ -275,7 +275,7 @@ class Pusher:
         old_is_gone = source.old is not None and source.old.version != info.version
         if old_is_gone:
             source.old = None  # nothing can be copied from it any more
-        dirty.is_read()
+        dirty.looked_at()
         stamp = dirty.stamp
         if stamp is not None:
             checksums = await self._uploader.checksums(source.bytes, stamp.size)

@@ -1,7 +1,7 @@
 /* Entries of a directory as READDIRPLUS wants them, of what Python knows of them.
  *
  * Python reads a batch of names, decides what holds for most of them in common, and has the lot packed here in one call:
- * an entry cost 5 us and more in Python, most of it for objects that lived for as long. What an entry says of itself goes
+ * in Python alone an entry costs 5 us and more, most of it for objects that live for as long. What an entry says of itself goes
  * into its attributes as `vfs.attributes.stat_of` would have it; `test_packing` compares the two. An entry for which
  * something else holds ends the call, and Python says its attributes itself: one that is changed here, is no file,
  * directory or symlink, is not believed any more, or hides something as long as it is not asked for.

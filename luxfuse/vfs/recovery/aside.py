@@ -14,13 +14,13 @@ from luxfuse.errors import StoreError
 from luxfuse.index.journal import DeleteRecord, FileRecord, Journal
 from luxfuse.index.names import Names
 from luxfuse.steps import reached
+from luxfuse.tiers.directory import CANNOT_WRITE
 from luxfuse.tiers.staging import Staging
 from luxfuse.types import Kind, WriteMode
 from luxfuse.understore.retrying import Store
 from luxfuse.vfs.namespace import Namespace
 from luxfuse.vfs.recovery.contents import JournalContents
 from luxfuse.vfs.recovery.in_store import has_other
-from luxfuse.vfs.recovery.later import CANNOT_WRITE
 from luxfuse.vfs.recovery.places import JournalPlaces
 
 log = logging.getLogger(__name__)

@@ -9,7 +9,6 @@ directory above it moved, and nothing is pushed or removed under its key.
 from __future__ import annotations
 
 import contextlib
-import errno
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ import trio
 from luxfuse.errors import AccessDenied, LuxError, StoreUnavailable, Unforeseen
 from luxfuse.index.journal import FileRecord
 from luxfuse.index.names import Names
+from luxfuse.tiers.directory import CANNOT_WRITE
 from luxfuse.tiers.staging import Staging
 from luxfuse.vfs.dirty import DirtyEntries
 from luxfuse.vfs.files import Files
@@ -34,7 +34,6 @@ PAUSE_S = 2.0
 """Between tries to take up what could not be."""
 UNKNOWN_YET = (StoreUnavailable, AccessDenied)
 """The store does not answer, or refuses the credentials: what it has of a file is not known before that is over."""
-CANNOT_WRITE = (errno.EROFS, errno.ENOSPC, errno.EDQUOT)
 LEFT = "what the last run left, which cannot be taken up yet"
 
 

@@ -6,7 +6,6 @@ that it was opened with, be its name another's by now.
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 from pathlib import Path
@@ -14,6 +13,7 @@ from pathlib import Path
 from luxfuse.cache.page_cache import PageCache
 from luxfuse.cache.upload_source import Source
 from luxfuse.index.journal import Journal
+from luxfuse.tiers.directory import CANNOT_WRITE
 from luxfuse.tiers.staging import Staging
 from luxfuse.vfs.dirty import Dirty, DirtyEntries
 from luxfuse.vfs.dirty_fields import Stored
@@ -70,7 +70,7 @@ class InheritedOpens:
         try:
             content = self._contents.open(fact.number, fact.record, is_open=True)
         except OSError as exc:
-            if exc.errno != errno.EROFS:
+            if exc.errno not in CANNOT_WRITE:
                 raise
             content = None
         if content is None:
