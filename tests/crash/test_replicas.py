@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+import trio
 
 from luxfuse import steps
 from luxfuse.cache import upload
@@ -381,3 +382,22 @@ async def test_what_replaced_an_earlier_content_that_was_taken_over_is_a_conflic
             await writer.drain()
             assert stored(peers.driver, "file") == b"other"
             assert writer.recovered.count() == writer.writeback.pusher.conflicts == 1
+
+
+async def test_of_two_promises_at_a_time_others_hold_the_later_one(tmp_path: Path) -> None:
+    """Under its number: else a holder would bring the earlier one up as what was acknowledged last."""
+    peers, first, rest = Peers(tmp_path, FakeStore()), random_bytes(9000, 1), random_bytes(5000, 2)
+    async with peers.node(2):
+        async with peers.node(1, clean_end=False) as m:
+            handle, _ = await m.kernel.create(m.fs, ROOT_INODE, b"a")
+            await m.kernel.write(m.fs, handle, 0, first)
+            (dirty,) = m.dirty
+            async with trio.open_nursery() as nursery:
+                with m.durable.lock:  # no commit ends meanwhile
+                    nursery.start_soon(m.kernel.fsync, m.fs, handle)
+                    await until(lambda: dirty.replicas.generation == 1)
+                    await m.kernel.write(m.fs, handle, len(first), rest)
+                    nursery.start_soon(m.kernel.fsync, m.fs, handle)
+                    await until(lambda: dirty.replicas.generation == 2)
+        await until(lambda: stored(peers.driver, "a") is not None)
+        assert stored(peers.driver, "a") == first + rest
