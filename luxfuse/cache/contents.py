@@ -133,11 +133,11 @@ class Contents:
         changed: dict[bytes, ObjectRecord] = {}
         for oid in oids:
             if (obj := self._live.get(oid) or self._idle.get(oid)) is not None:
-                obj.used = True
-                record, space = obj.record, obj.space if obj.pages.count else None
                 if obj.unsaved:
                     self.touch(obj)
                     continue
+                obj.used = True
+                record, space = obj.record, obj.space if obj.pages.count else None
             else:
                 found = changed.get(oid) or self._objects.record(oid)
                 if found is None:

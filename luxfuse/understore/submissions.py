@@ -233,8 +233,9 @@ class Submissions(Limits):
 
     def _heed_descriptors(self) -> None:
         """Make only as many requests at once as there are descriptors for, which may have become more, or fewer."""
-        client.allow(shares().requests)
-        allowed = min(self._max_requests, shares().requests)
+        requests = shares().requests
+        client.allow(requests)
+        allowed = min(self._max_requests, requests)
         if allowed != self._allowed:
             self._allow(allowed)
 
