@@ -67,6 +67,8 @@ _COUNTERS = {
     "dirty_conflicts": "Files that somebody else had written meanwhile.",
     "fuse_requests": "Requests from the kernel.",
     "fuse_fast_opens": "Opens answered without waiting for anything.",
+    "fuse_waited_opens": "Opens that waited for a file on its way, and for nothing else.",
+    "fuse_waited_opens_seconds": "How long these waited, in sum.",
     "fuse_fast_reads": "Reads answered by the data plane.",
     "fuse_fast_writes": "Writes answered by the data plane.",
     "fuse_fast_lookups": "Look-ups of names answered by the data plane.",

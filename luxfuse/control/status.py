@@ -119,12 +119,15 @@ class NameStatus(TypedDict):
 class FuseStatus(TypedDict):
     """Requests from the kernel. ``errors`` failed in a way that luxfuse did not foresee: a mistake in it, told in the log.
     ``refusals`` failed for a reason outside it: the bucket cannot be reached or refuses, there is no room, a disk is sick.
-    Everyday answers to programs (ENOENT and the like) are neither. ``lanes`` threads take the requests in now, of which
+    Everyday answers to programs (ENOENT and the like) are neither. ``waited_opens`` waited ``waited_opens_s`` in all for
+    files that were on their way, without Python. ``lanes`` threads take the requests in now, of which
     ``lanes_waiting`` read or write for the data plane. ``overdue`` requests took longer than any should, and ``stalls`` are
     times in which the daemon did not look at requests for 10 s: the log says what they waited for."""
 
     requests: int
     fast_opens: int
+    waited_opens: int
+    waited_opens_s: float
     fast_reads: int
     fast_writes: int
     fast_lookups: int

@@ -58,6 +58,8 @@ class Status:
             "fuse": {
                 "requests": lane["requests"],
                 "fast_opens": lane["opens"],
+                "waited_opens": lane["waited_opens"],
+                "waited_opens_s": lane["waited_ns"] / 1e9,
                 "fast_reads": lane["reads"],
                 "fast_writes": lane["writes"],
                 "fast_lookups": lane["lookups"],

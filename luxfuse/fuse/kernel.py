@@ -29,6 +29,11 @@ STRAYS_MOST = 1 << 16
 """Ids that are looked at for strays: a microsecond each."""
 INVALIDATIONS_BOUND = 100_000
 SETTLE_DEADLINE_S = 5.0
+EXPECTED_FOR_S = 10.0
+"""A file that has not come by then is long in coming: its opens are ours."""
+WAIT_S, WAITING_LOOK_S = 0.25, 0.1
+"""An open waits in C for so long at most, and what waits is looked at so often: only here is known that a store does not
+answer, and what a request waits for that takes long."""
 _LONG_S = 10**8
 
 
@@ -147,6 +152,20 @@ class KernelSide:
             self._close(backing_id)
             return False
         return True
+
+    def expect(self, inode: int) -> None:
+        if self.hands_over:
+            passthrough.expect(inode, _until(EXPECTED_FOR_S))
+
+    arrived = staticmethod(passthrough.arrived)
+
+    async def end_waits(self) -> None:
+        """Have opens come here that wait for a file for long; until cancelled."""
+        waiting_fd = passthrough.waiting()
+        while True:
+            await trio.lowlevel.wait_readable(waiting_fd)
+            while passthrough.give_up(time.monotonic_ns() - int(WAIT_S * 1e9)):  # noqa: ASYNC110 (their ends tell nothing)
+                await trio.sleep(WAITING_LOOK_S)
 
     def _backing(self, fd: int) -> int | None:
         """Return a backing id for a file, 0 if the lanes read and write it, None if neither is possible."""

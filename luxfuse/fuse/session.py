@@ -160,6 +160,7 @@ class Session:
         self._initialised = True
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._kernel.listen, events_fd)
+            nursery.start_soon(self._kernel.end_waits)
             nursery.start_soon(self._operations.interrupts.run)
             if self._prompt is not None:
                 nursery.start_soon(self._prompt.run)

@@ -47,8 +47,8 @@ SILENT_S = 3600.0
 """A schedule of which nothing is told and nothing opened for so long ends. Its program may have left, and its connection be
 held by a process that it has forked."""
 
-_PutBy = tuple[CachedObject, Callable[[int], None]]
-"""A file, and what is to be called at the end of its request."""
+_PutBy = tuple[CachedObject, int, Callable[[int], None]]
+"""A file, its inode, and what is to be called at the end of its request."""
 
 
 class Following:
@@ -83,7 +83,7 @@ class Following:
         self._news = trio.Event()
         self._has_news = False
         self._hear()
-        self._together: dict[CachedObject, Callable[[int], None]] = {}
+        self._together: dict[CachedObject, tuple[int, Callable[[int], None]]] = {}
         """Small files that are fetched once a whole batch of names has been looked at (see `Window.spread`), and what is
         to be called at the end of their requests."""
         self.directories: OrderedDict[int, None] = OrderedDict()
@@ -206,7 +206,7 @@ class Following:
         on_end = partial(self._arrived, place, directory, name, entry, obj)
         if obj.pages.total <= RUN_PAGES and not self._cache.has_any(obj):
             if obj not in self._together:
-                self._together[obj] = on_end
+                self._together[obj] = entry.inode, on_end
             else:
                 self._cache.release(obj)
             return
@@ -233,7 +233,7 @@ class Following:
         while self._together:
             await self._window.room()
             await self._room.make(sum(allocated_bytes(obj.size) for obj in self._turn(each)))
-            self._fetch_in_a_turn([(obj, self._together.pop(obj)) for obj in self._turn(each)])
+            self._fetch_in_a_turn([(obj, *self._together.pop(obj)) for obj in self._turn(each)])
 
     def _turn(self, each: int) -> list[CachedObject]:
         """The next of those that were put by: so many at most, with so few bytes that a slow line brings them in time."""
@@ -243,14 +243,15 @@ class Following:
 
     def _fetch_in_a_turn(self, turn: Sequence[_PutBy]) -> None:
         small: list[_PutBy] = []
-        for obj, on_end in turn:
+        for obj, inode, on_end in turn:
             if self._cache.has_any(obj):
                 self._cache.release(obj)  # somebody has opened it since
             else:
-                small.append((obj, on_end))
+                small.append((obj, inode, on_end))
+                self._backings.expect(inode)
         if small:
             flights = self._cache.start_small(
-                [obj for obj, _ in small], [on_end for _, on_end in small], later=False, had_turn=False
+                [obj for obj, _, _ in small], [on_end for _, _, on_end in small], later=False, had_turn=False
             )
             for flight in flights:
                 self._window.began(flight)
@@ -277,4 +278,5 @@ class Following:
             if fd >= 0:  # it was written to meanwhile: what was fetched is the content of before
                 os.close(fd)
         finally:
+            self._backings.arrived(entry.inode)
             self._cache.release(obj)

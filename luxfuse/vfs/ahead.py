@@ -43,6 +43,12 @@ class Receiver(Protocol):
         ``notice``: its first open is to be told (`FilesAhead.opened`).
         """
 
+    def expect(self, inode: int) -> None:
+        """A file is on its way: opens of it may wait for `arrived`."""
+
+    def arrived(self, inode: int) -> None:
+        """It was registered, or will not be."""
+
 
 class FilesAhead:
     """Read-ahead across the files of a directory."""
@@ -127,12 +133,14 @@ class FilesAhead:
                     self._receiver.register(parent, name, entry, obj, fd, notice)
                 elif fd >= 0:  # it was written to meanwhile: what was fetched is the content of before
                     os.close(fd)
+                self._receiver.arrived(entry.inode)
                 self._cache.release(obj)
             elif fd >= 0:
                 os.close(fd)
 
         if obj.pages.total <= RUN_PAGES and not self._cache.has_any(obj):
             unfinished = 1
+            self._receiver.expect(entry.inode)
             small[obj.oid] = obj, on_end
             return
         unfinished = len(self._cache.start(obj, range(obj.pages.total), keep_in_memory=False, on_end=on_end))

@@ -129,6 +129,14 @@ class Backings:
         """Whether the kernel takes the cache file of an object, as long as it has room for one more."""
         return self._kernel.hands_over and (obj.space is None or self._kernel.accepts(obj.space.directory.device))
 
+    def expect(self, inode: int) -> None:
+        """A file is being fetched that will be handed to `register`, and then to `arrived`: its opens may wait for that."""
+        self._kernel.expect(inode)
+
+    def arrived(self, inode: int) -> None:
+        """A file that was expected was handed over, or will not be."""
+        self._kernel.arrived(inode)
+
     def register(self, parent: int, name: bytes, entry: Entry, obj: CachedObject, fd: int, notice: bool = False) -> None:
         """Give an inode the cache file ``fd`` of its object as its backing, and close ``fd`` (-1: there is none).
 

@@ -44,6 +44,12 @@ class Kernel(Told, Protocol):
         ``stamp_ns`` is the file's mtime: opens are not answered without us once it is another one.
         """
 
+    def expect(self, inode: int) -> None:
+        """A file is on its way that will be registered: opens that only read may wait for `arrived`, for a moment."""
+
+    def arrived(self, inode: int) -> None:
+        """It has come, and is registered, or will not be: what waits is answered, or comes to us. Else nothing happens."""
+
     def inherit(self, inode: int, fd: int, stamp_ns: int, *, retired: bool) -> bool:
         """Take over the backing, and the opens, that a predecessor gave the inode; the caller still closes fd.
 
@@ -158,6 +164,12 @@ class NoKernel(Untold):
     def register(self, inode: int, fd: int, stamp_ns: int, valid_s: float, *, notice: bool = False) -> bool:
         """Refuse."""
         return False
+
+    def expect(self, inode: int) -> None:
+        """Nobody would wait."""
+
+    def arrived(self, inode: int) -> None:
+        """Nobody waits."""
 
     def inherit(self, inode: int, fd: int, stamp_ns: int, *, retired: bool) -> bool:
         """Refuse."""

@@ -15,7 +15,7 @@ LOCAL_MASK = (1 << VOLUME_SHIFT) - 1
 """The part of an inode or handle number that the volume itself gave; a volume's number takes the 8 bits above."""
 _PASSED_ON = (
     "accepts", "register", "acquire", "released", "grant", "granted", "restamp", "is_registered", "retire", "revoke",
-    "offer",
+    "offer", "expect", "arrived",
 )  # fmt: skip
 """What the kernel's side does for the mount's own volume without a call in between: numbers there are the kernel's."""
 
@@ -82,6 +82,12 @@ class KernelShare:
 
     def register(self, inode: int, fd: int, stamp_ns: int, valid_s: float, *, notice: bool = False) -> bool:
         return self._kernel.register(self._base | inode, fd, stamp_ns, valid_s, notice=notice)
+
+    def expect(self, inode: int) -> None:
+        self._kernel.expect(self._base | inode)
+
+    def arrived(self, inode: int) -> None:
+        self._kernel.arrived(self._base | inode)
 
     def inherit(self, inode: int, fd: int, stamp_ns: int, *, retired: bool) -> bool:
         return self._kernel.inherit(self._base | inode, fd, stamp_ns, retired=retired)

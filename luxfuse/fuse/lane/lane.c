@@ -241,16 +241,24 @@ int send_reply(uint64_t unique, int error, const void *payload, size_t size)
 	return writev(device_fd, iov, size ? 2 : 1) < 0 ? -errno : 0;
 }
 
+bool lane_answer_open(uint64_t ino, uint64_t unique, bool *passthrough)
+{
+	struct open_reply reply = { MARK | MARK_FAST | ino, OPEN_NOFLUSH, 0 };
+	if (!table_open(ino, unique, &reply))
+		return false;
+	*passthrough = reply.backing_id != 0;
+	if (send_reply(unique, 0, &reply, sizeof reply) < 0)
+		table_not_opened(ino, unique, false); /* the opener is gone, and no RELEASE will come */
+	estate_answered();
+	return true;
+}
+
 static bool answer_open(struct lane *lane, const struct fuse_in_header *in, const struct fuse_open_in *arg)
 {
-	struct open_reply reply = { MARK | MARK_FAST | in->nodeid, OPEN_NOFLUSH, 0 };
-	if ((arg->flags & O_ACCMODE) != O_RDONLY || (arg->flags & O_TRUNC) || !table_open(in->nodeid, in->unique, &reply))
+	if ((arg->flags & O_ACCMODE) != O_RDONLY || (arg->flags & O_TRUNC) ||
+	    !lane_answer_open(in->nodeid, in->unique, &lane->seen.passthrough))
 		return false;
 	count_up(&lane->opens, 1);
-	lane->seen.passthrough = reply.backing_id != 0;
-	if (send_reply(in->unique, 0, &reply, sizeof reply) < 0)
-		table_not_opened(in->nodeid, in->unique, false); /* the opener is gone, and no RELEASE will come */
-	estate_answered();
 	return true;
 }
 
@@ -275,7 +283,7 @@ static bool answer(struct lane *lane, const void *data, size_t size)
 		note_interrupt(data, size);
 		return true;
 	case FUSE_OPEN:
-		return size >= sizeof *in + sizeof(struct fuse_open_in) && answer_open(lane, in, arg);
+		return size >= sizeof *in + sizeof(struct fuse_open_in) && (answer_open(lane, in, arg) || waiting_keep(data, size));
 	case FUSE_READ:
 		return dataplane && answer_read(lane, data, size);
 	case FUSE_WRITE:

@@ -7,6 +7,7 @@
  *   table.c    the registered inodes: the only place that counts their opens
  *   estate.c   the opens, in memory that outlives the process
  *   trace.c    what lanes have answered, for a watcher
+ *   waiting.c  OPENs that wait for a file on its way
  *   queue.c    requests on their way to pyfuse3, and interrupts
  *   asked.c    what requests ask for that Python is called for
  *   prompt.c   requests that Python answers in one step of the event loop
@@ -106,6 +107,16 @@ unsigned queue_length(void);	 /* of both queues */
 void note_interrupt(const void *data, size_t size);
 unsigned take_interrupts(uint64_t *found); /* of INTERRUPTS numbers */
 
+/* ------------------------------------------------------------------ waiting.c */
+
+extern int waiting_fd; /* readable when an OPEN begins to wait, and none did; -1: nobody is told */
+bool waiting_expect(uint64_t ino, int64_t until_ns); /* false: no room */
+void waiting_over(uint64_t ino); /* its file has come, or will not: OPENs are answered, or go to Python; they do so after this */
+bool waiting_keep(const void *request, size_t size); /* an OPEN; false: it is not to wait */
+bool waiting_give_up(int64_t before_ns); /* what has waited since before then goes to Python; whether anything waits still */
+void waiting_interrupted(uint64_t unique);
+void waiting_sums(unsigned long long *count, unsigned long long *ns); /* of those that were answered here */
+
 /* ------------------------------------------------------------------ table.c */
 
 #define LENT (1ull << 62) /* with an inode number: the file from which copied opens are read */
@@ -196,6 +207,7 @@ void lanes_count(unsigned *run, unsigned *wait); /* lanes that run, and those of
 bool may_block(void);			    /* whether this lane may now wait for a disk; then `has_blocked` must follow */
 void has_blocked(void);
 int send_reply(uint64_t unique, int error, const void *payload, size_t size); /* 0, or a negative errno */
+bool lane_answer_open(uint64_t ino, uint64_t unique, bool *passthrough); /* one that only reads; false: not registered */
 void count_up(atomic_ullong *counter, unsigned long long by);
 
 /* ------------------------------------------------------------------ trace.c */

@@ -129,7 +129,9 @@ static PyObject *py_start(PyObject *self, PyObject *args)
 
 static PyObject *py_stop(PyObject *self, PyObject *args)
 {
-	return PyLong_FromUnsignedLong(lanes_stop());
+	const unsigned left = lanes_stop();
+	waiting_give_up(INT64_MAX); /* what rests waits for nothing; once no lane is left, nothing begins to */
+	return PyLong_FromUnsignedLong(left);
 }
 
 static PyObject *py_queued(PyObject *self, PyObject *args)
@@ -301,6 +303,42 @@ static PyObject *py_granted(PyObject *self, PyObject *args)
 	if (!PyArg_ParseTuple(args, "K|p", &ino, &take_back))
 		return NULL;
 	return PyLong_FromLongLong(table_granted(ino, take_back));
+}
+
+static PyObject *py_waiting(PyObject *self, PyObject *args)
+{
+	if (waiting_fd < 0 && (waiting_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)) < 0)
+		return PyErr_SetFromErrno(PyExc_OSError);
+	return PyLong_FromLong(waiting_fd);
+}
+
+static PyObject *py_expect(PyObject *self, PyObject *args)
+{
+	unsigned long long ino;
+	long long until_ns;
+	if (!PyArg_ParseTuple(args, "KL", &ino, &until_ns))
+		return NULL;
+	return PyBool_FromLong(waiting_expect(ino, until_ns));
+}
+
+static PyObject *py_arrived(PyObject *self, PyObject *args)
+{
+	unsigned long long ino;
+	if (!PyArg_ParseTuple(args, "K", &ino))
+		return NULL;
+	waiting_over(ino);
+	Py_RETURN_NONE;
+}
+
+static PyObject *py_give_up(PyObject *self, PyObject *args)
+{
+	uint64_t count;
+	long long before_ns;
+	if (!PyArg_ParseTuple(args, "L", &before_ns))
+		return NULL;
+	if (waiting_fd >= 0 && read(waiting_fd, &count, sizeof count) < 0 && errno != EAGAIN)
+		return PyErr_SetFromErrno(PyExc_OSError);
+	return PyBool_FromLong(waiting_give_up(before_ns));
 }
 
 static PyObject *py_take_drained(PyObject *self, PyObject *args)
@@ -648,8 +686,10 @@ static PyObject *py_statistics(PyObject *self, PyObject *args)
 	size_t entries, bytes, directories, set_bytes;
 	lanes_count(&run, &wait);
 	answers_size(&entries, &bytes);
+	unsigned long long waited, waited_ns;
 	missing_size(&directories, &set_bytes);
-	return Py_BuildValue("{sKsKsKsKsKsKsKsKsIsIsnsnsnsn}", "dataplane_opens", table_served_opens(), "requests", sums.requests,
+	waiting_sums(&waited, &waited_ns);
+	return Py_BuildValue("{sKsKsKsKsKsKsKsKsKsKsIsIsnsnsnsn}", "waited_opens", waited, "waited_ns", waited_ns, "dataplane_opens", table_served_opens(), "requests", sums.requests,
 			     "opens", sums.opens, "reads", sums.reads, "read_bytes", sums.read_bytes, "writes", sums.writes,
 			     "lookups", sums.lookups, "getattrs", sums.getattrs, "lanes", run, "lanes_waiting", wait,
 			     "answers", (Py_ssize_t)entries, "answers_bytes", (Py_ssize_t)bytes, "known_directories",
@@ -686,6 +726,10 @@ static PyMethodDef methods[] = {
 	{ "opens", py_opens, METH_VARARGS, "opens(ino) -> number of opens, -1 if not registered." },
 	{ "grant", py_grant, METH_VARARGS, "grant(ino, more_bytes) -> whether WRITEs of ino are answered here; they may fill so much more on disk." },
 	{ "granted", py_granted, METH_VARARGS, "granted(ino, take_back=False) -> bytes that WRITEs may still fill, those under way included; -1: not answered here." },
+	{ "waiting", py_waiting, METH_NOARGS, "waiting() -> the eventfd that tells when an OPEN begins to wait for a file on its way, and none did." },
+	{ "expect", py_expect, METH_VARARGS, "expect(ino, until_ns) -> bool: have OPENs of an inode that only read wait for `arrived`, until a time at most; False: there is no room." },
+	{ "arrived", py_arrived, METH_VARARGS, "arrived(ino): its file is registered, or will not be: end that, and answer what waits, or leave it to pyfuse3." },
+	{ "give_up", py_give_up, METH_VARARGS, "give_up(before_ns) -> whether an OPEN waits still: those that have waited since before then go to pyfuse3." },
 	{ "take_drained", py_take_drained, METH_NOARGS, "take_drained() -> [(ino, backing_id)] of retired inodes closed since." },
 	{ "take_noticed", py_take_noticed, METH_NOARGS, "take_noticed() -> [ino] registered with notice and opened since." },
 	{ "take_touched", py_take_touched, METH_NOARGS, "take_touched() -> [ino] opened since the last call." },

@@ -186,6 +186,7 @@ void note_interrupt(const void *data, size_t size)
 	const struct fuse_interrupt_in *arg = (const void *)(in + 1);
 	if (size < sizeof *in + sizeof *arg || interrupts_fd < 0)
 		return;
+	waiting_interrupted(arg->unique);
 	pthread_mutex_lock(&interrupt_lock);
 	if (interrupted_count < INTERRUPTS)
 		interrupted[interrupted_count++] = arg->unique;
