@@ -68,7 +68,7 @@ _COUNTERS = {
     "fuse_requests": "Requests from the kernel.",
     "fuse_fast_opens": "Opens answered without waiting for anything.",
     "fuse_waited_opens": "Opens that waited for a file on its way, and for nothing else.",
-    "fuse_waited_opens_seconds": "How long these waited, in sum.",
+    "fuse_waited_opens_s": "How long these waited, in sum.",
     "fuse_fast_reads": "Reads answered by the data plane.",
     "fuse_fast_writes": "Writes answered by the data plane.",
     "fuse_fast_lookups": "Look-ups of names answered by the data plane.",
@@ -170,10 +170,10 @@ def _numbers(prefix: str, values: Mapping[str, object]) -> Iterator[tuple[str, f
 
 
 def _family(name: str, value: float) -> Metric:
-    if name in _COUNTERS:
-        return CounterMetricFamily(f"luxfuse_{name}", _COUNTERS[name], value=value, unit=_unit(name))
     # Prometheus spells units out.
     spelled = f"{name[:-2]}_seconds" if name.endswith("_s") else name
+    if name in _COUNTERS:
+        return CounterMetricFamily(f"luxfuse_{spelled}", _COUNTERS[name], value=value, unit=_unit(spelled))
     return GaugeMetricFamily(
         f"luxfuse_{spelled}", _GAUGES.get(name, name.replace("_", " ")), value=value, unit=_unit(spelled)
     )

@@ -23,7 +23,7 @@ from itertools import islice
 MOST_NAMES = 8192
 """Names that are told and not taken yet."""
 MOST_AHEAD = 4096
-"""Files ahead at most, and behind. The kernel takes 16,384 backings of a mount."""
+"""Files ahead at most, and behind; and so many places behind the reader a file is opened yet."""
 REFILL = 0.125
 """So large a part of the window has to be free before more is taken: small files are fetched many at a time."""
 FIRST_BYTES = 128 << 10
@@ -40,9 +40,9 @@ LATELY, LATELY_LEAST, LATELY_PART = 64, 4, 8
 class Schedule:
     """One schedule. Sizes are in bytes; ``key`` identifies the content of a file, and may come more than once."""
 
-    def __init__(self, window_bytes: int) -> None:
-        self.window_bytes = window_bytes
-        """May be changed; what is ahead already stays."""
+    def __init__(self, window_bytes: int, window_files: int = MOST_AHEAD) -> None:
+        self.window_bytes, self.window_files = window_bytes, window_files
+        """How much may be ahead, and as much behind. Both may be changed; what is ahead already stays."""
         self._names: deque[str] = deque()
         self.told = self.position = 0
         """Names so far, and the first place that the reader has not passed."""
@@ -70,12 +70,13 @@ class Schedule:
     def is_full_for(self, place: int) -> bool:
         """Whether a name that was taken has to wait: names are taken before their sizes are known."""
         if place >= self.position:
-            return self.ahead_bytes >= self.window_bytes and bool(self._ahead)
+            full = self.ahead_bytes >= self.window_bytes or len(self._ahead) >= self.window_files
+            return full and bool(self._ahead)
         return self._is_awaited(place) and self._is_full_behind
 
     @property
     def _is_full_behind(self) -> bool:
-        return self._behind_bytes >= self.window_bytes or len(self._behind) >= MOST_AHEAD
+        return self._behind_bytes >= self.window_bytes or len(self._behind) >= self.window_files
 
     def _is_awaited(self, place: int) -> bool:
         """Whether a place that the reader has passed was handed out, so lately that it may be opened yet."""
@@ -99,11 +100,13 @@ class Schedule:
             return []
         if self._taken < self.position:
             self._pop(self.position - MOST_AHEAD - self._taken)  # they have been opened by now
-            fitting = min(MOST_AHEAD - len(self._behind), (self.window_bytes - self._behind_bytes) // self._mean_bytes)
+            fitting = min(
+                self.window_files - len(self._behind), (self.window_bytes - self._behind_bytes) // self._mean_bytes
+            )
             return self._pop(min(most, self.position - self._taken, max(1, fitting)))
         free_bytes = self.window_bytes - self.ahead_bytes
-        free = MOST_AHEAD - len(self._ahead)
-        if self._ahead and (free_bytes < REFILL * self.window_bytes or free < REFILL * MOST_AHEAD):
+        free = self.window_files - len(self._ahead)
+        if self._ahead and (free_bytes < REFILL * self.window_bytes or free < REFILL * self.window_files):
             return []
         return self._pop(min(most, free, max(1, free_bytes // self._mean_bytes)))
 
@@ -177,7 +180,7 @@ class Schedule:
         self._missed += 1
         if self._missed < MISSED:
             return False
-        while self._behind_bytes > self.window_bytes // 2 or len(self._behind) > MOST_AHEAD // 2:
+        while self._behind_bytes > self.window_bytes // 2 or len(self._behind) > self.window_files // 2:
             self.drop(next(iter(self._behind)))
         most = self.window_bytes // 2 // self._mean_bytes
         self._pop(self.position - self._taken - most)  # the oldest are behind the readers
@@ -212,7 +215,7 @@ class Schedule:
         """Give up what is behind for too long."""
         while self._behind:
             oldest = next(iter(self._behind))
-            over = self._behind_bytes > self.window_bytes or len(self._behind) > MOST_AHEAD
+            over = self._behind_bytes > self.window_bytes or len(self._behind) > self.window_files
             if self._is_awaited(oldest) or not (self._handed or over):
                 return
             self.drop(oldest)

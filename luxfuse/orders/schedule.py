@@ -57,7 +57,7 @@ class Following:
     def __init__(
         self,
         number: int,
-        share_bytes: Callable[[], int],
+        share: Callable[[], tuple[int, int]],
         *,
         namespace: Namespace,
         cache: PageCache,
@@ -67,9 +67,9 @@ class Following:
         room: RoomAhead,
         stir: Callable[[], None],
     ) -> None:
-        """``share_bytes``: how large its window may be now. ``stir``: have the lanes asked often from now on."""
+        """``share``: the bytes and files that its window may have now. ``stir``: have the lanes asked often from now on."""
         self.number = number
-        self._share_bytes = share_bytes
+        self._share = share
         self._namespace = namespace
         self._cache = cache
         self._backings = backings
@@ -78,7 +78,7 @@ class Following:
         self._room = room
         self._stir = stir
         self._finder = Finder(namespace)
-        self.schedule = Schedule(share_bytes())
+        self.schedule = Schedule(*share())
         self._scope = trio.CancelScope()
         self._news = trio.Event()
         self._has_news = False
@@ -114,11 +114,13 @@ class Following:
 
     def wake(self) -> None:
         """See to what was told and opened, if anything was."""
-        before, self.schedule.window_bytes = self.schedule.window_bytes, self._share_bytes()
+        schedule, share = self.schedule, self._share()
+        before = schedule.window_bytes, schedule.window_files
+        schedule.window_bytes, schedule.window_files = share
         if self._has_news:
             self._has_news = False
             self._hear()
-        elif before == self.schedule.window_bytes:
+        elif before == share:
             return
         self._news.set()
 

@@ -16,11 +16,12 @@ from itertools import chain
 import trio
 
 from luxfuse.cache.page_cache import PageCache
-from luxfuse.core.schedule import Schedule
+from luxfuse.core.schedule import MOST_AHEAD, Schedule
 from luxfuse.errors import LuxError
 from luxfuse.orders.room_ahead import RoomAhead
 from luxfuse.orders.schedule import Following
 from luxfuse.orders.window import Window
+from luxfuse.shares import shares
 from luxfuse.understore.retrying import Store
 from luxfuse.vfs.backings import Backings
 from luxfuse.vfs.dirty import DirtyEntries
@@ -30,8 +31,8 @@ log = logging.getLogger(__name__)
 
 AT_ONCE = 64
 PART = 4
-"""The windows together are one part in so many of what the cache can hold. As much again may be kept for readers side by
-side, so half of the cache is left to what has proved to be worth keeping."""
+"""The windows together are one part in so many of what the cache can hold, and of the files that the kernel may have. As
+much again may be kept for readers side by side, so half of both is left to what has proved to be worth keeping."""
 MOST_BYTES = 1 << 30
 ROOM_PART, ROOM_BYTES = 8, 32 << 20
 """Room is made ahead for one part in so many of the windows, and for so much at most."""
@@ -63,7 +64,7 @@ class Schedules:
         self._nursery = nursery
         self._stirred = trio.Event()
         room = RoomAhead(cache, lambda: min(ROOM_BYTES, self._windows_bytes // ROOM_PART))
-        self._make: Callable[[int, Callable[[], int]], Following] = partial(
+        self._make: Callable[[int, Callable[[], tuple[int, int]]], Following] = partial(
             Following,
             namespace=namespace,
             cache=cache,
@@ -91,7 +92,7 @@ class Schedules:
             raise ScheduleRefused("nothing can be fetched ahead into a mount with read_mode no-cache")
         if len(self._running) >= AT_ONCE:
             raise ScheduleRefused(f"{AT_ONCE} programs have files fetched ahead, which is the most; end one first")
-        job = self._make(number, partial(self._share_bytes, most_bytes))
+        job = self._make(number, partial(self._share, most_bytes))
         self._running[number] = job
         self._nursery.start_soon(self._run, job)
         return job
@@ -143,9 +144,11 @@ class Schedules:
         most = self._cache.hierarchy.most_bytes
         return MOST_BYTES if most is None else min(MOST_BYTES, most // PART)
 
-    def _share_bytes(self, asked_bytes: int | None) -> int:
+    def _share(self, asked_bytes: int | None) -> tuple[int, int]:
+        """Return the bytes and files that one window may have: what is ahead stays registered until it is opened."""
         share = self._windows_bytes // max(1, len(self._running))
-        return max(1, share if asked_bytes is None else min(share, asked_bytes))
+        files = shares().registered // PART // max(1, len(self._running))
+        return max(1, share if asked_bytes is None else min(share, asked_bytes)), max(1, min(MOST_AHEAD, files))
 
     @property
     def _schedules(self) -> Iterable[Schedule]:

@@ -186,9 +186,11 @@ class Backings:
         if len(self._backings) < shares().registered:
             return True
         for oldest in list(islice(self._backings, RETIRE_TRIES)):
-            if self.retire_idle(oldest):
+            oid = self._backings[oldest].oid
+            expected = oid is not None and self._cache.contents.is_protected(oid)
+            if not expected and self.retire_idle(oldest):
                 return True
-            self._backings.move_to_end(oldest)  # open: look at others first
+            self._backings.move_to_end(oldest)  # open, or about to be: look at others first
         return False
 
     def _give(self, entry: Entry, fd: int, stamp_ns: int, *, notice: bool = False) -> bool:

@@ -80,6 +80,8 @@ class FakeKernel:
         self.backing_of: dict[int, tuple[int, int]] = {}
         self.handles: dict[int, int] = {}
         self.registered = 0
+        self.expected: set[int] = set()
+        """Inodes of which opens may wait for `arrived`."""
         self.lent: dict[int, int] = {}
         """Files that copied opens are read from without asking, by inode."""
         self.filled: dict[int, set[int]] = {}
@@ -110,6 +112,12 @@ class FakeKernel:
 
     def accepts(self, device: int) -> bool:
         return True
+
+    def expect(self, inode: int) -> None:
+        self.expected.add(inode)
+
+    def arrived(self, inode: int) -> None:
+        self.expected.discard(inode)
 
     def register(self, inode: int, fd: int, stamp_ns: int, valid_s: float, *, notice: bool = False) -> bool:
         assert self.hands_over

@@ -15,7 +15,6 @@
  */
 #include "lane.h"
 
-#include <errno.h>
 #include <fcntl.h>
 #include <linux/fuse.h>
 #include <pthread.h>

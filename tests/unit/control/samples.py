@@ -98,7 +98,8 @@ def sample_status(mountpoint: str = "/mnt/bucket") -> Status:
         },
         "names": {"skipped_keys": 0, "listings": 3, "stale_served": 0},
         "fuse": {
-            "requests": 100, "fast_opens": 3, "fast_reads": 6, "fast_writes": 7, "fast_lookups": 8, "fast_getattrs": 9,
+            "requests": 100, "fast_opens": 3, "waited_opens": 2, "waited_opens_s": 0.5,
+            "fast_reads": 6, "fast_writes": 7, "fast_lookups": 8, "fast_getattrs": 9,
             "lanes": 2, "lanes_waiting": 1, "errors": 0, "overdue": 0,
             "stalls": 0,
             "refusals": 0,

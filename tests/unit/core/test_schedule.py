@@ -190,6 +190,19 @@ def test_nothing_is_unbounded() -> None:
     assert len(schedule.kept) == MOST_AHEAD
 
 
+def test_a_window_has_no_more_files_than_it_may() -> None:
+    schedule = told(100, window=1 << 40)
+    schedule.window_files = 16
+    assert bring(schedule, size=1) == list(range(16))
+    assert schedule.is_full_for(16)
+    schedule.opened(b"n0")
+    assert bring(schedule, size=1) == [], "not one by one"
+    schedule.opened(b"n1")
+    assert bring(schedule, size=1) == [16, 17]
+    schedule.reach(18)
+    assert bring(schedule, size=1) == [], "all are behind now"
+
+
 def test_names_for_which_nothing_is_brought_do_not_race_ahead_of_the_reader() -> None:
     schedule = told(MOST_NAMES)
     while taken := schedule.take(256):

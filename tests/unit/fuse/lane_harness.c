@@ -5,7 +5,8 @@
  *
  * A model of each file: its bytes all say its generation, and generations only rise. A READ that the lanes answer must be
  * of one generation, no older than the file's when the READ was sent, unless an open of the lanes holds the file. Some are
- * lent while they are filled with the next generation, page by page.
+ * lent while they are filled with the next generation, page by page. Some are expected meanwhile: OPENs of them may wait for
+ * their registration, and each is answered once, by a lane, or goes to Python.
  *
  * A model of each name: its size is its generation. "Python" revokes it, raises the generation, and sends word of that as it
  * would send replies and notices, through the same descriptor. No answer of an older one may be sent after that.
@@ -27,6 +28,7 @@
 #include <sys/eventfd.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -47,6 +49,8 @@ static int kernel_end;
 static unsigned long long seed;
 static const char *directory;
 static atomic_bool stop, all_done, racing;
+static atomic_uint reading; /* readers that run */
+static pthread_mutex_t loop_lock = PTHREAD_MUTEX_INITIALIZER; /* lanes are begun by the thread that answers what has waited */
 static int lanes_end;
 static unsigned long long floors[NAMES + ABSENT]; /* generations that word was sent of; of the receiver */
 static atomic_ullong generations[FILES], answered, forwarded, opened, written, sent_out, missed, asked, unique_numbers = 16;
@@ -496,18 +500,30 @@ static void *python(void *argument)
 			if (table_opens(ino) >= 0)
 				break; /* retired and open */
 			table_retire(ino | LENT, false);
-			const bool filled = rnd(&state, 2);
+			const bool filled = rnd(&state, 2), expected = rnd(&state, 2);
+			if (expected && !waiting_expect(ino, later_ns()))
+				fail("expected", file, 0);
 			if (filled)
 				fill_lent(ino, fd, atomic_load(&generations[file]) + 1);
 			else
 				fill(fd, atomic_load(&generations[file]) + 1);
 			atomic_fetch_add(&generations[file], 1);
-			const struct registration r = { .ino = ino, .fd = fd, .valid_until_ns = later_ns(), .notice = rnd(&state, 2) };
+			if (expected)
+				usleep(rnd(&state, 1000)); /* OPENs come that wait */
+			struct stat st;
+			fstat(fd, &st);
+			const struct registration r = { .ino = ino, .fd = fd, .valid_until_ns = later_ns(), .notice = rnd(&state, 2),
+							.stamp_ns = st.st_mtim.tv_sec * 1000000000ll + st.st_mtim.tv_nsec };
 			if ((error = table_register(&r)) != 0)
 				fail("register", error, file);
 			const struct registration lent = { .ino = ino | LENT, .fd = fd };
 			if (!filled && ((error = table_register(&lent)) != 0 || table_fill(ino, 0, 1)))
 				fail("lend", error, file);
+			if (expected) {
+				pthread_mutex_lock(&loop_lock);
+				waiting_over(ino);
+				pthread_mutex_unlock(&loop_lock);
+			}
 			break;
 		case 2: { /* an open for writing, which ends again */
 			const uint64_t fh = table_acquire(ino, later_ns(), true);
@@ -548,8 +564,13 @@ static void *python(void *argument)
 				fail("an open of somebody else is counted down", file, table_opens(ino));
 			if (rnd(&state, 4) == 0)
 				table_retire(ino, false);
+			if (rnd(&state, 4) == 0) /* that never comes */
+				waiting_expect(ino, now_ns() + 1000000);
 			break;
 		default:
+			waiting_give_up(now_ns() - 1000000);
+			for (unsigned i = 0; i < 100; i++)
+				waiting_interrupted(atomic_load(&unique_numbers) - 2 * i);
 			while (take_drained(&gone))
 				;
 			take_noticed(noticed);
@@ -560,13 +581,17 @@ static void *python(void *argument)
 			for (size_t left = take_traced(traced, 64, &lost); left; left--)
 				free(traced[left - 1].name);
 			if (rnd(&state, 16) == 0)
-				trace_set(rnd(&state, 4));
+				trace_set(rnd(&state, 4) == 0); /* meanwhile nothing waits */
 		}
 		close(fd);
 		for (unsigned i = 0; i < 4; i++)
 			play_with_names(&state);
 		for (unsigned i = 0; i < 4; i++)
 			play_with_missing(&state);
+	}
+	while (atomic_load(&reading)) {
+		waiting_give_up(INT64_MAX);
+		usleep(100);
 	}
 	return NULL;
 }
@@ -626,6 +651,7 @@ static void *reader(void *argument)
 				fail("release", w.to_python, w.error);
 		}
 	}
+	atomic_fetch_sub(&reading, 1);
 	return NULL;
 }
 
@@ -638,14 +664,17 @@ static void stop_and_start(void)
 	usleep(5000);
 	if (lanes_sum().requests != before)
 		fail("a lane reads on", (long long)before, (long long)lanes_sum().requests);
+	pthread_mutex_lock(&loop_lock);
 	if ((errno = lanes_start(lanes_end, true)) != 0)
 		fail("lanes, again", errno, 0);
+	pthread_mutex_unlock(&loop_lock);
 }
 
 static void race(unsigned seconds)
 {
 	pthread_t threads[1 + READERS + LOOKERS];
 	atomic_store(&racing, true);
+	atomic_store(&reading, READERS);
 	for (unsigned file = 0; file < FILES; file++) {
 		const int fd = open_file(file, O_RDWR | O_CREAT);
 		fill(fd, 0);
@@ -923,8 +952,10 @@ int main(int argc, char **argv)
 	check_resent(fd);
 	close(fd);
 	const struct lane_sums sums = lanes_sum();
-	printf("answered %llu forwarded %llu opened %llu written %llu sent_out %llu read %llu lookups %llu getattrs %llu missed %llu asked %llu\n", atomic_load(&answered),
+	unsigned long long waited, waited_ns;
+	waiting_sums(&waited, &waited_ns);
+	printf("answered %llu forwarded %llu opened %llu written %llu sent_out %llu read %llu lookups %llu getattrs %llu missed %llu asked %llu waited %llu\n", atomic_load(&answered),
 	       atomic_load(&forwarded), atomic_load(&opened), atomic_load(&written), atomic_load(&sent_out), sums.reads, sums.lookups, sums.getattrs,
-	       atomic_load(&missed), atomic_load(&asked));
+	       atomic_load(&missed), atomic_load(&asked), waited);
 	return 0;
 }

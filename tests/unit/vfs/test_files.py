@@ -229,6 +229,26 @@ async def test_an_object_replaced_between_look_up_and_open_is_stale_then_new(tmp
         driver.remove("a")
 
 
+async def test_a_file_that_is_about_to_be_opened_stays_with_the_kernel(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many others are opened meanwhile; what was opened goes first."""
+    monkeypatch.setattr(backings, "shares", lambda: shares_of(150)._replace(registered=3))
+    driver = store_of(**{f"k{number}": pages(1) for number in range(8)})
+    async with mounted(tmp_path, driver) as m:
+        first = await m.open("k0")
+        await m.kernel.release(m.fs, first)
+        (inode,) = m.kernel.table
+        backing = m.fs.files.backings.get(inode)
+        assert backing is not None
+        told = backing.oid
+        m.cache.contents.protections.append(lambda oid: oid == told)
+        for number in range(1, 8):
+            await m.kernel.release(m.fs, await m.open(f"k{number}"))
+            assert len(m.kernel.table) <= 3
+        assert m.kernel.is_registered(inode)
+
+
 @pytest.mark.parametrize("seed", range(6))
 async def test_no_interleaving_of_opens_breaks_the_kernels_rule(
     tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch
