@@ -20,9 +20,9 @@ from luxfuse.cli.checkup.records import check_records
 from luxfuse.cli.flags import ConfigFile, MountOptions, with_settings
 from luxfuse.cli.options import parse_options
 from luxfuse.cli.report import AsJson, print_json
+from luxfuse.cli.targets import mount_or_source
 from luxfuse.config import Settings
 from luxfuse.configuration import building
-from luxfuse.configuration.roots import state_root
 from luxfuse.control import registry
 from luxfuse.control.registry import MountRecord
 from luxfuse.core.printing import printable
@@ -57,7 +57,7 @@ def doctor(
     The store is asked as a mount with these flags would ask it; what may be done in the bucket is tried under a name
     of its own, .luxfuse-doctor-..., and removed again, unless --read-only. Exit status 1: something does not work.
     """
-    record = _mount_of(target)
+    record = None if target is None else mount_or_source(target)
     given = {"source": None if record is not None else target, "mountpoint": NO_PLACE, **settings}
     parsed = parse_options(options or [])
     if given["source"] is None and config_file is None:
@@ -83,13 +83,6 @@ def line(finding: Finding) -> str:
     text = printable(" ".join(finding.text.split()))
     said = f"{finding.state:<4}  {finding.name:<15}  {text}"
     return f"{said}\n{'':23}-> {printable(' '.join(finding.advice.split()))}" if finding.advice else said
-
-
-def _mount_of(target: str | None) -> MountRecord | None:
-    """Return the mount that a word of the command line names; None where it names a store, or nothing."""
-    if target is None or "://" in target:
-        return None
-    return registry.find(state_root(), target)
 
 
 def _check(settings: Settings, record: MountRecord | None, *, store_known: bool) -> Iterator[Finding]:

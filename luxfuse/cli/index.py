@@ -12,10 +12,8 @@ from luxfuse.cli.errors import CommandFailed, UsageError, say
 from luxfuse.cli.flags import with_settings
 from luxfuse.cli.options import parse_options
 from luxfuse.cli.progress import Display
-from luxfuse.cli.targets import by_mount, failed
+from luxfuse.cli.targets import by_mount, failed, mount_or_source
 from luxfuse.configuration import building
-from luxfuse.configuration.roots import state_root
-from luxfuse.control import registry
 from luxfuse.control.client import ControlClient, DaemonRefused, DaemonUnreachable, Steps
 from luxfuse.control.registry import MountRecord
 from luxfuse.core.printing import printable
@@ -50,7 +48,7 @@ def _directories(count: int) -> str:
 @with_settings(attachable=True)
 def export(
     what: Annotated[
-        str, typer.Argument(help="A path in a mount: all of its under-store; or a source: s3://bucket/prefix.")
+        str, typer.Argument(help="A mount, or where a store is attached in one; or a source: s3://bucket/prefix.")
     ],
     file: Annotated[str, typer.Argument(help="The manifest to write.")],
     options: Annotated[
@@ -60,7 +58,7 @@ def export(
     settings: Mapping[str, Any],
 ) -> int:
     """Write a manifest of a mount or of a source. It has names, sizes, versions, times and what is known of attributes."""
-    if "://" in what or registry.find(state_root(), what) is None:
+    if mount_or_source(what, below=True) is None:
         return _export_source(what, file, parse_options(options or []), settings)
     if options or settings:
         raise UsageError("index export: a mount has its settings already; give options with a source only")
@@ -88,7 +86,7 @@ def _export_source(source: str, file: str, options: Mapping[str, Any], settings:
 @app.command("import")
 def import_(
     file: Annotated[str, typer.Argument(help="A manifest, made by: luxfuse index export.")],
-    path: Annotated[str, typer.Argument(help="A mount of the same source, or a path in it.")],
+    path: Annotated[str, typer.Argument(help="A mount of the same source, or where that is attached.")],
 ) -> int:
     """Take up the names of a manifest. They are what the store said when it was made; what is known better here stays."""
     record, step = _asked(path, file, ControlClient.import_index)

@@ -19,10 +19,33 @@ SUCCESSOR_PATIENCE_S = 30.0
 
 def mount_at(path: str) -> MountRecord:
     """Return the mount at ``path``. Raises `CommandFailed` if that is no mountpoint, or its daemon is dead."""
+    return _alive(_known_at(path), path)
+
+
+def mount_or_source(target: str, *, below: bool = False) -> MountRecord | None:
+    """Return the mount at the path ``target``, alive or not; None if that is a source, by its ``://``.
+
+    ``below``: the path may be one in a mount. Raises `CommandFailed` for any other path: what is not mounted, though it
+    ought to be, is not to be taken for a store.
+    """
+    if "://" in target:
+        return None
+    record = registry.find(state_root(), target) if below else _known_at(target)
+    if record is None:
+        there = f"file://{mounts.resolve(target)}"
+        raise CommandFailed(f"{_not_mounted(target)}; for a local directory as a source write {there}")
+    return record
+
+
+def _known_at(path: str) -> MountRecord | None:
     record = registry.find(state_root(), path)
     if record is not None and mounts.resolve(path) != record.mountpoint:
         raise CommandFailed(f"{path} is not a mountpoint; the mount that it is in is {record.mountpoint}")
-    return _alive(record, path)
+    return record
+
+
+def _not_mounted(path: str) -> str:
+    return f"{path} is not in a luxfuse mount; see: luxfuse list"
 
 
 def mount_around(path: str) -> MountRecord:
@@ -43,7 +66,7 @@ def await_successor(record: MountRecord) -> MountRecord | None:
 def _alive(record: MountRecord | None, path: str) -> MountRecord:
     record = await_successor(record) if record is not None else None
     if record is None:
-        raise CommandFailed(f"{path} is not in a luxfuse mount; see: luxfuse list")
+        raise CommandFailed(_not_mounted(path))
     if not record.alive:
         then = "" if record.is_restarting else f", then run: luxfuse unmount {record.mountpoint}"
         raise CommandFailed(f"{record.mountpoint}: {record.death}; see {record.log_path}{then}")

@@ -19,7 +19,7 @@ from luxfuse.index.names import ROOT_INODE
 from luxfuse.orders.backlogs import Backlogs
 from luxfuse.orders.check import CheckProgress, together
 from luxfuse.orders.jobs import watch
-from luxfuse.orders.manifest import Export, Import
+from luxfuse.orders.manifest import Export, Import, Manifests
 from luxfuse.types import TtlAction
 from luxfuse.volume.parts import VolumeParts
 
@@ -181,15 +181,15 @@ class Service:
 
     async def export_index(self, path: str, file: str) -> AsyncGenerator[dict[str, object], None]:
         """Write the names of an under-store to a manifest, while this is iterated."""
-        _, parts, _ = self._one_volume([path])
-        async with aclosing(_watched(parts.manifests.export(file))) as steps:
+        manifests = self._manifests(path)
+        async with aclosing(_watched(manifests.export(file))) as steps:
             async for step in steps:
                 yield step
 
     async def import_index(self, path: str, file: str) -> AsyncGenerator[dict[str, object], None]:
         """Take up the names of a manifest, while this is iterated."""
-        _, parts, _ = self._one_volume([path])
-        async with aclosing(_watched(parts.manifests.take_up(file))) as steps:
+        manifests = self._manifests(path)
+        async with aclosing(_watched(manifests.take_up(file))) as steps:
             async for step in steps:
                 yield step
 
@@ -242,6 +242,18 @@ class Service:
         if parts is None:
             raise PathsRefused(f"{place}: the under-store that is attached there cannot be reached")
         return place, parts, [inside for _, inside in split]
+
+    def _manifests(self, path: str) -> Manifests:
+        """Return those of the under-store whose root is ``path``: a manifest has all of one. Raises `PathsRefused`."""
+        place, parts, (inside,) = self._one_volume([path])
+        if inside:
+            mountpoint = self._running.settings.mountpoint
+            root = f"{mountpoint}/{place}".rstrip("/")
+            raise PathsRefused(
+                f"{mountpoint}/{path}: a manifest has all names of an under-store; give {root}, or export and mount "
+                f"{parts.manifests.source.rstrip('/')}/{inside}"
+            )
+        return parts.manifests
 
     async def attach(self, source: str, path: str, options: dict[str, Any]) -> list[str]:
         """Attach a further under-store; returns lines worth knowing."""

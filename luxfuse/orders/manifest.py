@@ -310,6 +310,7 @@ class Manifests:
         nursery: trio.Nursery,
     ) -> None:
         """``flush``: brings the index to the disk. ``source``: the URL of the under-store, without secrets."""
+        self.source = source
         self._nursery = nursery
         self._names = names
         self._export = partial(Export, namespace, names, source=source, source_id=source_id)

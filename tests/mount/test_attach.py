@@ -74,7 +74,7 @@ def volumes(mount: Mount) -> dict[str, dict[str, object]]:
 
 
 def test_attached_while_programs_use_the_mount_and_detached_again(
-    mount: Mount, s3: FastS3, bucket: str, other: str
+    mount: Mount, s3: FastS3, bucket: str, other: str, tmp_path: Path
 ) -> None:
     assert mount.do("list", f"{mount.path}/d/m") == ["hidden"]
     assert mount.error("file", f"{mount.path}/d/m/x") == "ENOENT"
@@ -85,6 +85,10 @@ def test_attached_while_programs_use_the_mount_and_detached_again(
     for key in ("x", "s/y", "s/z"):
         assert mount.read(f"d/m/{key}") == digest(content(key, 30_000))
     assert mount.read("d/m/x") == digest(content("x", 30_000))
+    *_, last = client(mount).export_index("d/m", str(tmp_path / "names"))
+    assert (last["done"], last["entries"]) == (True, 4)
+    with pytest.raises(DaemonRefused, match=f"give {mount.path}/d/m, or export and mount s3://{other}/s$"):
+        list(client(mount).export_index("d/m/s", str(tmp_path / "some")))
     shell(mount, 'echo -n new > "$1/d/m/s/new" && mkdir "$1/d/m/made" && mv "$1/d/m/x" "$1/d/m/made/x"').check_returncode()
     assert (s3.root / other / "s/new").read_bytes() == b"new"
     assert (s3.root / other / "made/x").exists()

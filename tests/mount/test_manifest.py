@@ -58,5 +58,13 @@ def test_what_is_not_the_manifest_of_the_source_is_refused(
         assert len(done.stderr.splitlines()) == 1
     done = maker.cli("index", "import", manifest, maker.path, check=True)
     assert "0 names in 0 directories taken up; 1 directory known better here" in done.stdout
+    for arguments in (("export", maker.path / "none/x", tmp_path / "part"), ("import", manifest, maker.path / "none/x")):
+        done = maker.cli("index", *arguments)
+        assert (done.returncode, done.stdout) == (1, "")
+        assert done.stderr == (
+            f"luxfuse: {maker.path}/none/x: a manifest has all names of an under-store; give {maker.path}, or export and "
+            f"mount s3://{bucket}/none/x\n"
+        )
+    assert not (tmp_path / "part").exists()
     done = maker.cli("index", "export", maker.path, manifest, "--endpoint-url", "http://x")
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)

@@ -474,6 +474,24 @@ def test_live_stats_end_cleanly(state: Path, luxfuse: Run, tmp_path: Path) -> No
     assert (process.returncode, err) == (0, b"")
 
 
+def test_a_path_in_no_mount_is_not_taken_for_a_source(luxfuse: Run, tmp_path: Path) -> None:
+    where = tmp_path / "mnt"
+    where.mkdir()
+    for path in (where, tmp_path / "missing"):
+        for command in (("doctor", path), ("doctor", path, "--read-only"), ("index", "export", path, tmp_path / "m"),
+                        ("index", "export", path, tmp_path / "m", "--endpoint-url", "http://x")):  # fmt: skip
+            failed = luxfuse(*command)
+            assert (failed.code, failed.out) == (1, "")
+            assert failed.line == (
+                f"luxfuse: {path} is not in a luxfuse mount; see: luxfuse list; "
+                f"for a local directory as a source write file://{path}"
+            )
+    assert list(tmp_path.rglob("*")) == [where], "nothing is written there"
+    luxfuse("mount", "fake://ok", where)
+    failed = luxfuse("doctor", where / "below")
+    assert failed.line == f"luxfuse: {where}/below is not a mountpoint; the mount that it is in is {where}"
+
+
 def test_a_manifest_of_a_source_that_cannot_be_made(luxfuse: Run, tmp_path: Path) -> None:
     there, missing = tmp_path / "there", tmp_path / "missing"
     there.mkdir()
