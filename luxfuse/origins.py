@@ -6,7 +6,7 @@ from contextvars import ContextVar, Token
 
 import trio
 
-MEMORY, STORE, NODES = "memory", "store", "nodes"
+MEMORY, STORE, NODES, STAGING = "memory", "store", "nodes", "staging"
 """Sources beside the tiers of the cache, which go by their names."""
 
 

@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 import trio
 
+from luxfuse import origins
 from luxfuse.cache import descriptors
 from luxfuse.cache.cached import CachedObject
 from luxfuse.cache.page_cache import PageCache
@@ -193,24 +194,30 @@ class StagedBytes:
 
     async def _read(self, offset: int, length: int) -> Buffer:
         if self.complete:
-            return await self._threads.run(read_exact, self.fd, length, offset)
+            return await self._load(offset, length)
         length = max(0, min(length, self.size - offset))
         parts: list[Buffer] = []
         for page in pages_of(offset, length):
             low, high = max(offset, page * PAGE_BYTES), min(offset + length, (page + 1) * PAGE_BYTES)
             if self.has(page):
-                parts.append(await self._threads.run(read_exact, self.fd, high - low, low))
+                parts.append(await self._load(low, high - low))
             else:
                 found = await self._read_base(low, min(high, self.base_bytes))
                 parts.append(bytes(found).ljust(high - low, b"\0") if low + len(found) < high else found)
         return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    async def _load(self, offset: int, length: int) -> bytes:
+        found = await self._threads.run(read_exact, self.fd, length, offset)
+        if found:
+            origins.tell(origins.STAGING, len(found))
+        return found
 
     async def _read_base(self, start: int, end: int) -> Buffer:
         """Return bytes of the object that a page which the staging file lacks comes from."""
         while start < end:
             base = self.base
             if base is None:  # the staging file has become complete meanwhile
-                return await self._threads.run(read_exact, self.fd, end - start, start)
+                return await self._load(start, end - start)
             try:
                 return await self._cache.read(base, start, end - start)
             except (VersionChanged, NotFound):

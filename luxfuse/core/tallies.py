@@ -71,7 +71,7 @@ def sources_of(event: Mapping[str, Any]) -> dict[str, int]:
     """Return the bytes that an event let a program read, by source.
 
     Of an open in passthrough all of the file, whatever the program reads of it then: from where the open got it, if it had
-    to be fetched, else from the kernel's side.
+    to be fetched, or was written here; else from the kernel's side.
     """
     found = dict(event.get("sources") or {})
     if event["op"] == "open" and event.get("way") != "passthrough":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import time
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -13,7 +14,8 @@ from luxfuse.fuse.attributes import NUMBER_MASK
 from luxfuse.fuse.errnos import UNKNOWN, Running
 from luxfuse.fuse.lowlevel import passthrough
 from luxfuse.fuse.operations import Operations
-from luxfuse.vfs.paths import inode_of, name_in, path_of, size_of
+from luxfuse.origins import STAGING
+from luxfuse.vfs.paths import inode_of, name_in, path_of, size_of, source_of
 from luxfuse.vfs.volumes import Volumes
 
 _OF_NAMES = frozenset({"lookup", "create", "mkdir", "mknod", "rename", "symlink", "unlink", "rmdir"})
@@ -31,9 +33,9 @@ class Access:
     `UNKNOWN` (as ``user`` and ``process`` are then) if the request began before anybody watched.
 
     ``queued_s``: how long it waited before Python looked at it, as far as that is known; ``bytes`` that were read or
-    written, of an open the size of the file. ``sources``: bytes by source. ``way``: of an open, what reads the file from
-    then on; of what the lanes answered, ``dataplane``. ``waited``: of a slow one, seconds by what it waited for. ``to``:
-    the name that a rename or a link gave.
+    written, of an open that may read the size of the file. ``sources``: bytes by source. ``way``: of an open, what reads
+    the file from then on; of what the lanes answered, ``dataplane``. ``waited``: of a slow one, seconds by what it waited
+    for. ``to``: the name that a rename or a link gave.
     """
 
     operation: str
@@ -86,13 +88,21 @@ def access_of(
         found.offset = arguments[1]
         found.bytes = len(result) if name == "read" and not code else result or 0
     elif name == "open" and not code:
-        if running.is_watched:  # else it is not known that the bytes were there already
-            found.bytes = size_of(operations.volumes, arguments[0])
         fast = result.fh & passthrough.MARK_FAST
         found.way = "copied" if not fast else "passthrough" if in_kernel else "dataplane"
+        if running.is_watched and arguments[1] & os.O_ACCMODE != os.O_WRONLY:  # else it is not known where bytes are from
+            note_size(found, operations.volumes, arguments[0])
     elif name == "lookup" and result is not None and not result.st_ino:
         found.code = errno.ENOENT  # the answer is no error for the kernel, which is to remember it
     return found
+
+
+def note_size(opened: Access, volumes: Volumes, inode: int) -> None:
+    """Note what an open for reading lets the kernel read: the file, and whether that is one of the staging directory."""
+    opened.bytes = size_of(volumes, inode)
+    rest = opened.bytes - sum((opened.sources or {}).values())
+    if opened.way == "passthrough" and rest > 0 and source_of(volumes, inode) == STAGING:
+        opened.sources = {**(opened.sources or {}), STAGING: rest}
 
 
 def inode_at(volumes: Volumes, handle: int) -> int | None:

@@ -15,13 +15,13 @@ from typing import Any
 import trio
 
 from luxfuse.errors import MountError
-from luxfuse.fuse.accesses import SILENT, Access, Programs, access_of
+from luxfuse.fuse.accesses import SILENT, Access, Programs, access_of, note_size
 from luxfuse.fuse.errnos import UNKNOWN, Running
 from luxfuse.fuse.kernel import KernelSide
 from luxfuse.fuse.lowlevel import passthrough
 from luxfuse.fuse.noting import note
 from luxfuse.fuse.operations import Operations
-from luxfuse.vfs.paths import name_in, path_of, size_of, tier_of
+from luxfuse.vfs.paths import name_in, path_of, source_of
 
 INTERVAL_S = 0.25
 MOST_KEPT = 20_000
@@ -117,9 +117,9 @@ class Tracing:
         if missing is not None:
             found.code = errno.ENOENT
         elif name == "open":
-            found.bytes = size_of(volumes, inode)
-        elif name == "read":
-            found.sources = {tier_of(volumes, inode) or "staging": size}
+            note_size(found, volumes, inode)
+        elif name == "read" and (source := source_of(volumes, inode)) is not None:
+            found.sources = {source: size}
         return found
 
 

@@ -16,6 +16,7 @@ from luxfuse.cache.page_cache import PageCache
 from luxfuse.core.modes import OpenMode, decide
 from luxfuse.errors import LuxError, NotFound, StoreUnavailable, VersionChanged
 from luxfuse.index.entries import Entry
+from luxfuse.origins import STAGING
 from luxfuse.types import Kind
 from luxfuse.vfs.ahead import FilesAhead
 from luxfuse.vfs.backings import Backings
@@ -277,14 +278,33 @@ class Files:
         if not self.backings.is_foreseen(parent):
             self._ahead.opened(parent, name)
 
-    def tier_of(self, inode: int) -> str | None:
-        """Return the tier that has the cached file of an inode that is open; None if it is none of the cache."""
-        backing, copied = self.backings.get(inode), self.copied.get(inode)
-        obj = copied.obj if copied is not None else None
-        oid = backing.oid if backing is not None else obj.oid if obj is not None else None
+    def staged_size(self, inode: int) -> int | None:
+        """Return the size of the content of a file that was written here, and is not in the under-store yet; else None."""
+        dirty = self._dirty.get(inode)
+        st = dirty.source.bytes.stat() if dirty is not None and dirty.source is not None else None
+        return None if st is None else st.st_size
+
+    def source_of(self, inode: int) -> str | None:
+        """Return where the content of an inode lies: `STAGING`, or the tier of its cached file; None if it is in neither."""
+        if self.staged_size(inode) is not None:
+            return STAGING
+        oid = self._object_of(inode)
         record = None if oid is None else self._cache.record_of(oid)
         space = None if record is None else self._cache.hierarchy.by_number(record.directory)
         return None if space is None else space.tier
+
+    def _object_of(self, inode: int) -> bytes | None:
+        """Return the id of the object that an inode is open for, or, if it is closed, that its name stands for."""
+        backing, copied = self.backings.get(inode), self.copied.get(inode)
+        if backing is not None:
+            return backing.oid
+        if copied is not None:
+            return copied.obj.oid if copied.obj is not None else None
+        place = self._namespace.places.place_of(inode)
+        entry = None if place is None else self._namespace.peek(*place)
+        if place is None or entry is None or entry.inode != inode or not entry.version:
+            return None
+        return self._cache.object_id(self._namespace.places.key(*place, entry.kind), entry.version)
 
     def open_entry(self, inode: int) -> Entry | None:
         """Return the entry of an inode that is open, though its name may be gone or stand for another one."""

@@ -38,20 +38,21 @@ def size_of(volumes: Volumes, inode: int) -> int:
     volume = volumes.find(inode)
     if volume is None or volume.fs is None:
         return 0
-    local = inode & LOCAL_MASK
-    opened = volume.fs.files.open_entry(local)
+    local, files = inode & LOCAL_MASK, volume.fs.files
+    if (staged := files.staged_size(local)) is not None:
+        return staged
     try:
-        return (opened or volume.fs.namespace.places.locate(local)[2]).size
+        return (files.open_entry(local) or volume.fs.namespace.places.locate(local)[2]).size
     except LuxError:
         return 0
 
 
-def tier_of(volumes: Volumes, inode: int) -> str | None:
-    """Return the tier that has the cached file of an inode that is open; None if it is none of the cache."""
+def source_of(volumes: Volumes, inode: int) -> str | None:
+    """Return where the content of an inode lies here: ``staging``, or a tier; None if it is not known."""
     volume = volumes.find(inode)
     if volume is None or volume.fs is None:
         return None
-    return volume.fs.files.tier_of(inode & LOCAL_MASK)
+    return volume.fs.files.source_of(inode & LOCAL_MASK)
 
 
 def inode_of(volumes: Volumes, handle: int) -> int | None:
