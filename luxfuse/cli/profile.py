@@ -41,14 +41,17 @@ def profile(
     if as_json:
         print_json({
             "seconds": round(watched_s, 3), "requests": found.requests, "dropped": found.dropped,
-            "processes": found.programs, "request_seconds": round(found.total_s, 6), "read_bytes": found.sources,
+            "processes": found.programs, "request_seconds": round(found.total_s, 6),
+            "busiest_process_seconds": round(found.busiest_s, 6), "read_bytes": found.sources,
             "causes": {cause: round(each, 6) for cause, each in _longest(found.causes)},
             "kinds": {kind: _described(each) for kind, each in found.kinds.items()}, "advice": advice,
         })  # fmt: skip
         return 0
     whose = "1 process" if found.programs == 1 else f"{found.programs} processes"
     requests = format_count(found.requests, "request")
-    print(f"{record.mountpoint}: watched for {watched_s:.1f} s: {requests} of {whose}, {found.total_s:.2f} s in sum")
+    share = f", {found.total_s / watched_s:.0%} of that time" if watched_s > 0 else ""
+    sums = f"{found.total_s:.2f} s in sum{share}"
+    print(f"{record.mountpoint}: watched for {watched_s:.1f} s: {requests} of {whose}, {sums}")
     if found.dropped:
         print(f"  {format_count(found.dropped, 'request')} more came too fast to be looked at")
     if found.requests:

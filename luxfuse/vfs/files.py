@@ -285,7 +285,7 @@ class Files:
         return None if st is None else st.st_size
 
     def source_of(self, inode: int) -> str | None:
-        """Return where the content of an inode lies: `STAGING`, or the tier of its cached file; None if it is in neither."""
+        """Return where the content of an inode lies: `STAGING`, or the tier of its cached file; None if in neither."""
         if self.staged_size(inode) is not None:
             return STAGING
         oid = self._object_of(inode)

@@ -182,7 +182,9 @@ def test_sums_and_a_profile(bucket: str, fill: Callable[..., None], mounting: Mo
     (opens,) = line_in(profile, r"(\d+) opens? in passthrough: the kernel reads")
     assert int(opens) >= fetched
     advice = profile.partition("what to change:\n")[2]
-    assert line_in(advice, r"  - \d+% of the time is the first read of data: (\d+) waits of \d+ ms") == (str(fetched),)
+    # A busy machine may take so long between two reads that hardly anything is waited for.
+    (waits,) = line_in(advice, r"  - (?:\d+% of the time is the first read of data: (\d+) waits of|the mount is not what)")
+    assert waits in (str(fetched), None)
 
     for name in names[:3]:
         mount.read(name)

@@ -12,7 +12,7 @@ from luxfuse.core.whereabouts import DISK, JOURNAL, NODES, ROOM, STORE, TURN, UP
 from tests.unit.control.samples import sample_status
 
 
-def event(op: str = "open", took_s: float = 0.01, **more: Any) -> dict[str, Any]:
+def event(op: str = "open", took_s: float = 0.1, **more: Any) -> dict[str, Any]:
     return {"op": op, "path": "a", "pid": 7, "program": "python", "took_s": took_s, **more}
 
 
@@ -89,8 +89,8 @@ def test_kinds_are_told_apart_by_the_source_of_their_bytes() -> None:
 
 
 def test_advice() -> None:
-    cold = [event(sources={"store": 1000}, took_s=0.02) for _ in range(50)]
-    assert "50 waits of 20 ms in the mean; luxfuse load PATH" in advice(cold)
+    cold = [event(sources={"store": 1000}, took_s=0.05) for _ in range(50)]
+    assert "50 waits of 50 ms in the mean; luxfuse load PATH" in advice(cold)
     evicting = status(fetched=1000, evicted=340)
     assert "the cache is too small: for 1000 B that were fetched 340 B were evicted, and 49 of 50" in advice(
         cold, after=evicting
@@ -104,11 +104,26 @@ def test_advice() -> None:
     assert "reads are copied to the kernel (not root): mount as root" in advice(copied, after=status(passthrough=False))
     assert "reads are copied" not in advice(copied)
     assert "100% of the time the cache disk is waited for" in advice(copied)
-    small = [event("read", sources={"memory": 4096}, bytes=4096, took_s=1e-5) for _ in range(2000)]
+    small = [event("read", sources={"memory": 4096}, bytes=4096, took_s=2e-3) for _ in range(2000)]
     assert "reads are of 4.0 KiB in the mean" in advice(small)
-    assert "90% of the time requests wait for the daemon to look at them" in advice([event(took_s=0.1, queued_s=0.9)])
-    assert "closes wait for uploads: --write-mode async-through" in advice([event("flush", waited={UPLOAD: 1.0})])
+    assert "90% of the time requests wait for the daemon to look at them" in advice([event(took_s=0.5, queued_s=4.5)])
+    assert "closes wait for uploads: --write-mode async-through" in advice(
+        [event("flush", took_s=4.0, waited={UPLOAD: 1.0})]
+    )
     asked = [event("lookup", waited={STORE: 0.02}, took_s=0.02) for _ in range(200)]
     assert "200 names or attributes had to be asked of the store" in advice(asked)
-    assert "the mount is not what is waited for" in advice([event(took_s=1e-4)])
     assert "nothing was asked of the mount" in advice([])
+
+
+def test_a_job_that_hardly_waits_is_told_to_change_nothing() -> None:
+    """Whatever the little time went to that requests took, in 10 s."""
+    queued = [event(took_s=0.01, queued_s=0.06, time=n) for n in range(10)]
+    assert advice(queued) == (
+        "the mount is not what is waited for: in 10.0 s its requests took 0.70 s, those of the busiest process 0.70 s"
+    )
+    assert "80% of the time requests wait" in advice([event(took_s=0.1, queued_s=0.4, time=n) for n in range(5)])
+    eight = [event(sources={"store": 9}, took_s=0.1, pid=pid, time=n) for pid in range(8) for n in range(11)]
+    assert "its requests took 8.80 s, those of the busiest process 1.10 s" in advice(eight), "side by side"
+    assert "the first read of data" in advice([*eight, event(sources={"store": 9}, took_s=1.5, pid=3, time=5)])
+    shell = [event(sources={"store": 9}, took_s=0.1, pid=pid, time=pid / 10) for pid in range(50)]
+    assert "the first read of data" in advice(shell), "one process after the other"
