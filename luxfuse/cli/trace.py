@@ -117,6 +117,7 @@ def described(tally: Tally) -> dict[str, Any]:
     """Return a tally for JSON."""
     return {
         "requests": tally.count, "opens": tally.opens, "seconds": round(tally.seconds, 6), "errors": tally.errors,
+        "not_found": tally.missing,
         "read_bytes": tally.sources, "written_bytes": tally.written_bytes,
     }  # fmt: skip
 
@@ -126,6 +127,8 @@ def _text(tally: Tally) -> str:
     parts += [f"{format_size(size)} from {source}" for source, size in sorted(tally.sources.items(), key=lambda i: -i[1])]
     if tally.written_bytes:
         parts.append(f"{format_size(tally.written_bytes)} written")
+    if tally.missing:
+        parts.append(f"{tally.missing} not found")
     if tally.errors:
         parts.append(format_count(tally.errors, "error"))
     return ", ".join(parts)

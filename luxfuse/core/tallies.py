@@ -18,17 +18,20 @@ OPERATIONS = frozenset({
     "unlink", "rmdir", "rename",
 })  # fmt: skip
 """What a trace tells of, as the kernel's protocol has it."""
+NOT_FOUND = {"lookup": frozenset({"ENOENT"}), "getxattr": frozenset({"ENODATA", "ENOTSUP"})}
+"""Answers that say that there is no such thing, and are no errors: programs ask for names before they make them, and `ls`
+for attributes that few files have."""
 MOST_NAMES = 100_000
 OTHERS = "(others)"
 
 
 class Tally:
-    """What was done: times, seconds that requests took, bytes by source, errors."""
+    """What was done: times, seconds that requests took, bytes by source, errors, and what was not found."""
 
-    __slots__ = ("count", "errors", "opens", "seconds", "sources", "written_bytes")
+    __slots__ = ("count", "errors", "missing", "opens", "seconds", "sources", "written_bytes")
 
     def __init__(self) -> None:
-        self.count = self.opens = self.errors = self.written_bytes = 0
+        self.count = self.opens = self.errors = self.missing = self.written_bytes = 0
         self.seconds = 0.0
         self.sources: dict[str, int] = {}
 
@@ -36,7 +39,9 @@ class Tally:
         """Count an event."""
         self.count += 1
         self.seconds += event.get("took_s", 0.0)
-        self.errors += "error" in event
+        missing = event.get("error") in NOT_FOUND.get(event["op"], ())
+        self.missing += missing
+        self.errors += "error" in event and not missing
         self.opens += event["op"] == "open"
         self.written_bytes += event.get("bytes", 0) if event["op"] == "write" else 0
         for source, size in sources_of(event).items():

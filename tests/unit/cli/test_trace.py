@@ -152,12 +152,12 @@ def test_a_trace_ends_by_itself(daemon: type[Daemon], capsys: pytest.CaptureFixt
 SUMMARY = """\
 by program:
   python[4711]: 3 requests, 2 opens, 21.5 ms in sum, 195.4 KiB from store, 97.7 KiB from kernel
-  cp[9]: 2 requests, 0 opens, 3.0 ms in sum, 5 B written, 1 error
+  cp[9]: 3 requests, 0 opens, 3.0 ms in sum, 5 B written, 1 not found, 1 error
 by file:
   images/7.jpg: 2 requests, 1 open, 21.5 ms in sum, 195.4 KiB from store
-  new: 2 requests, 0 opens, 3.0 ms in sum, 5 B written, 1 error
+  new: 3 requests, 0 opens, 3.0 ms in sum, 5 B written, 1 not found, 1 error
   and 1 more
-all: 5 requests, 2 opens, 24.5 ms in sum, 195.4 KiB from store, 97.7 KiB from kernel, 5 B written, 1 error
+all: 6 requests, 2 opens, 24.5 ms in sum, 195.4 KiB from store, 97.7 KiB from kernel, 5 B written, 1 not found, 1 error
 """
 
 
@@ -170,12 +170,14 @@ def test_the_text_of_a_summary(
     again = event("read", "images/7.jpg", "14:05:10", 88e-6, bytes=100_045, sources={"store": 100_045})
     daemon.batches = [
         batch(opened, warm, again),
+        batch(event("lookup", "new", "14:05:10", 0.0, error="ENOENT", **copied)),
         batch(event("write", "new", "14:05:10", 0.001, bytes=5, **copied)),
         batch(event("fsync", "new", "14:05:10", 0.002, error="EIO", **copied)),
     ]
     assert run(capsys, "trace", "/mnt/bucket", "--summary") == (SUMMARY, "")
     sums = json.loads(run(capsys, "trace", "/mnt/bucket", "--summary", "--json")[0])
-    assert (sums["total"]["requests"], sums["files"]["new"]["written_bytes"], sums["dropped"]) == (5, 5, 0)
+    assert (sums["total"]["requests"], sums["files"]["new"]["written_bytes"], sums["dropped"]) == (6, 5, 0)
+    assert (sums["total"]["errors"], sums["total"]["not_found"]) == (1, 1)
     assert sums["programs"]["python[4711]"]["read_bytes"] == {"store": 200_090, "kernel": 100_045}
 
 

@@ -60,6 +60,26 @@ def test_sums_are_by_name_and_the_longest_come_first() -> None:
 
 
 @pytest.mark.parametrize(
+    ("operation", "error", "counts"),
+    [
+        ("lookup", "ENOENT", (0, 1)),
+        ("getxattr", "ENODATA", (0, 1)),
+        ("getxattr", "ENOTSUP", (0, 1)),
+        ("lookup", "EIO", (1, 0)),
+        ("open", "ENOENT", (1, 0)),
+        ("setxattr", "ENOTSUP", (1, 0)),
+    ],
+)
+def test_what_is_not_there_is_no_error(operation: str, error: str, counts: tuple[int, int]) -> None:
+    tallies = Tallies()
+    tallies.add("a", event(operation))
+    tallies.add("a", event(operation, error=error))
+    ((_, found),) = tallies.longest(1)
+    assert (found.errors, found.missing) == counts
+    assert found.count == 2
+
+
+@pytest.mark.parametrize(
     ("modules", "what"),
     [
         (["trio._sync", "luxfuse.cache.cached", "luxfuse.cache.page_cache", "luxfuse.vfs.files"], STORE),
