@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 _NEW = ".new"
@@ -42,12 +44,22 @@ def write_synced(path: Path, data: bytes) -> None:
         os.fsync(fd)
 
 
+@contextmanager
+def on_behalf_of(path: Path) -> Iterator[None]:
+    """Have each OSError name ``path``, the file that is wanted, and not the one that is written until it is whole."""
+    try:
+        yield
+    except OSError as exc:
+        raise OSError(exc.errno, exc.strerror, str(path)) from exc
+
+
 def replace_file(path: Path, data: bytes) -> None:
-    """Write a small file whole or, whatever happens meanwhile, leave the old one. Raises OSError."""
+    """Write a small file whole or, whatever happens meanwhile, leave the old one. Raises OSError, which names it."""
     fresh = path.with_name(f".{path.name}{_NEW}")
-    fresh.unlink(missing_ok=True)  # of a run that was killed
-    write_synced(fresh, data)
-    fresh.replace(path)
+    with on_behalf_of(path):
+        fresh.unlink(missing_ok=True)  # of a run that was killed
+        write_synced(fresh, data)
+        fresh.replace(path)
 
 
 def is_unfinished(name: str) -> bool:

@@ -11,7 +11,8 @@ from typing import Annotated, Any
 import typer
 
 from luxfuse import __version__
-from luxfuse.cli.errors import DONE, USAGE, say
+from luxfuse.cli.errors import DONE, USAGE, UsageError, say
+from luxfuse.core.units import shown
 
 COMMANDS = {
     "mount": "mount.mount",
@@ -46,6 +47,8 @@ COMMANDS = {
 # typer carries its own copy of click; this is its error for a command line that cannot be understood.
 _COMPLETE = "_LUXFUSE_COMPLETE"
 """The variable with which the scripts of typer for shells ask for completions."""
+
+_ALONE = ("--version", "--install-completion", "--show-completion")
 
 _ClickUsageError: type[Any] = typer.BadParameter.__mro__[1]
 
@@ -102,8 +105,15 @@ def _completed() -> str:
     return words[1] if len(words) > 1 and _COMPLETE in os.environ else ""
 
 
+def _check_alone(arguments: Sequence[str]) -> None:
+    """Raise `UsageError` for words beside an option that does all that it does before those are looked at."""
+    if len(arguments) > 1 and arguments[0] in _ALONE and not {"-h", "--help"}.intersection(arguments):
+        raise UsageError(f"{arguments[0]}: is written alone, without {shown(arguments[1])}; see: luxfuse --help")
+
+
 def run(arguments: Sequence[str]) -> int:
     """Run one command and return its exit code; errors are raised, but those of the command line's form told."""
+    _check_alone(arguments)
     try:
         result = _app(arguments)(args=list(arguments), prog_name="luxfuse", standalone_mode=False)
     except _ClickUsageError as exc:

@@ -43,7 +43,7 @@ def ttl(
     try:
         seconds = parse_duration(duration)
     except ValueError as exc:
-        raise UsageError(str(exc)) from None
+        raise UsageError(f"DURATION: {exc}") from None
     limit = None if math.isinf(seconds) else seconds
     if action == "delete" and limit is not None and not yes:
         raise UsageError(

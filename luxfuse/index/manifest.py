@@ -20,6 +20,7 @@ So a file that ends early, or of which a byte is another one, is known as damage
 
 from __future__ import annotations
 
+import errno
 import gzip
 import hashlib
 import os
@@ -27,13 +28,14 @@ import secrets
 import stat
 import zlib
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
 
 from luxfuse.core.names import name_of
-from luxfuse.durable import sync_directory
+from luxfuse.durable import on_behalf_of, sync_directory
 from luxfuse.errors import LuxError
 from luxfuse.index.entries import Attributes, Found
 from luxfuse.types import Kind
@@ -96,12 +98,15 @@ class Part(NamedTuple):
 
 
 class ManifestWriter:
-    """Writes one, under another name until `finish`. Everything but `close` raises OSError."""
+    """Writes one, under another name until `finish`. Everything but `close` raises OSError, which names the manifest."""
 
     def __init__(self, path: Path, head: Head) -> None:
         self._path = path
         self._draft = path.with_name(f".luxfuse-{secrets.token_hex(8)}.part")
-        fd = os.open(self._draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        with on_behalf_of(path):
+            if path.is_dir():
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+            fd = os.open(self._draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         self._raw = os.fdopen(fd, "wb")
         self._file = gzip.GzipFile("", "wb", LEVEL, self._raw, mtime=0)
         self._sum = hashlib.sha256()
@@ -111,7 +116,8 @@ class ManifestWriter:
     def _write(self, lines: list[bytes]) -> None:
         text = b"\n".join(lines) + b"\n"
         self._sum.update(text)
-        self._file.write(text)
+        with on_behalf_of(self._path):
+            self._file.write(text)
 
     def begin(self, directory: str, asked_s: float) -> None:
         """Begin a directory; its entries follow."""
@@ -128,17 +134,19 @@ class ManifestWriter:
     def finish(self) -> None:
         """Write the end, and give the file its name, durably."""
         end = End(self.directories, self.entries, self._sum.hexdigest())
-        self._file.write(_encode(end) + b"\n")
-        self._file.close()
-        self._raw.flush()
-        os.fsync(self._raw.fileno())
-        self._raw.close()
-        self._draft.replace(self._path)
-        sync_directory(self._path.parent)
+        with on_behalf_of(self._path):
+            self._file.write(_encode(end) + b"\n")
+            self._file.close()
+            self._raw.flush()
+            os.fsync(self._raw.fileno())
+            self._raw.close()
+            self._draft.replace(self._path)
+            sync_directory(self._path.parent)
 
     def close(self) -> None:
         """Give it up, unless it is finished; may be called again."""
-        self._raw.close()
+        with suppress(OSError):  # what is not written yet goes as well
+            self._raw.close()
         self._draft.unlink(missing_ok=True)
 
 

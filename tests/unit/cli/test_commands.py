@@ -474,6 +474,19 @@ def test_live_stats_end_cleanly(state: Path, luxfuse: Run, tmp_path: Path) -> No
     assert (process.returncode, err) == (0, b"")
 
 
+def test_words_that_are_not_understood_are_named(luxfuse: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    failed = luxfuse("ttl", tmp_path, "abc")
+    assert (failed.code, failed.out) == (2, "")
+    assert failed.line == "luxfuse: DURATION: 'abc' is not a duration; write it like 60s, 1h30m or never"
+    monkeypatch.setenv("HOME", str(tmp_path))  # where a completion would be installed
+    for option in ("--install-completion", "--show-completion", "--version"):
+        failed = luxfuse(option, "foo")
+        assert (failed.code, failed.out) == (2, "")
+        assert failed.line == f"luxfuse: {option}: is written alone, without 'foo'; see: luxfuse --help"
+    assert not list(tmp_path.iterdir())
+    assert luxfuse("--version").code == 0
+
+
 def test_a_path_in_no_mount_is_not_taken_for_a_source(luxfuse: Run, tmp_path: Path) -> None:
     where = tmp_path / "mnt"
     where.mkdir()

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import json
 import os
 import random
+import re
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+from luxfuse.durable import replace_file
 from luxfuse.index import manifest
 from luxfuse.index.entries import Attributes, Found
 from luxfuse.index.manifest import Head, Item, ManifestFile, ManifestRefused, ManifestWriter, Part
@@ -187,6 +190,40 @@ def test_two_that_are_written_at_once_are_both_whole(tmp_path: Path) -> None:
         writer.close()
         assert checked(path, "0123", "s3://bucket") == HEAD
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_errors_name_the_manifest_and_leave_nothing(tmp_path: Path) -> None:
+    for path, code in ((tmp_path / "none/m", errno.ENOENT), (tmp_path, errno.EISDIR)):
+        with pytest.raises(OSError, match=re.escape(os.strerror(code))) as caught:
+            ManifestWriter(path, HEAD)
+        assert (caught.value.errno, caught.value.filename, caught.value.filename2) == (code, str(path), None)
+    path = tmp_path / "m"
+    writer = ManifestWriter(path, HEAD)
+    with Path("/dev/full").open("wb") as full:
+        os.dup2(full.fileno(), writer._raw.fileno())
+    with pytest.raises(OSError, match="No space left") as caught:
+        writer.finish()
+    assert caught.value.filename == str(path)
+    writer.close()
+    writer = ManifestWriter(path, HEAD)
+    path.mkdir()
+    with pytest.raises(IsADirectoryError) as caught:
+        writer.finish()
+    assert (caught.value.filename, caught.value.filename2) == (str(path), None)
+    writer.close()
+    path.rmdir()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_record_that_cannot_be_replaced_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "none/record"
+    with pytest.raises(FileNotFoundError) as caught:
+        replace_file(path, b"new")
+    assert caught.value.filename == str(path)
+    (tmp_path / "record/full").mkdir(parents=True)
+    with pytest.raises(IsADirectoryError) as caught:
+        replace_file(tmp_path / "record", b"new")
+    assert (caught.value.filename, caught.value.filename2) == (f"{tmp_path}/record", None)
 
 
 def test_one_that_is_not_finished_leaves_the_old_one(tmp_path: Path) -> None:
