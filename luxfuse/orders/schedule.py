@@ -38,7 +38,8 @@ from luxfuse.vfs.namespace import Namespace
 
 log = logging.getLogger(__name__)
 
-BATCH = 256
+BATCH, FIRST = 256, 32
+"""So many names are looked up together; fewer while nothing is ahead, as a reader waits for the first of them."""
 MOST_DIRECTORIES = 4096
 IDLE_AFTER_S = 1.0
 AWAY_S = 1.0
@@ -146,7 +147,7 @@ class Following:
         try:
             with self._scope:
                 while True:
-                    if taken := self.schedule.take(BATCH):
+                    if taken := self.schedule.take(BATCH if self.schedule.ahead_files else FIRST):
                         await self._bring(taken)
                     else:
                         await self._wait()
