@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import trio
 import trio.testing
 
+from luxfuse.index.entries import Entry
 from luxfuse.orders import schedule as following
 from luxfuse.orders import schedules
 from luxfuse.orders.schedules import ScheduleRefused
@@ -56,6 +58,41 @@ async def test_files_are_there_before_they_are_opened_and_their_opens_cost_nothi
         await until(lambda: not m.schedules.running)
     assert m.schedules.files == 60
     assert m.schedules.bytes == 60 * 64 * KIB
+
+
+async def test_the_first_files_are_not_kept_waiting_by_the_rest(tmp_path: Path) -> None:
+    """A reader waits for the first ones: few are looked up together, and many once some are ahead."""
+    store = tree(500, KIB)
+    batches: list[int] = []
+    async with mounted(tmp_path, store) as m:
+        job = m.schedules.begin(1, None)
+        find = job._finder.find
+
+        async def noted(taken: Sequence[tuple[int, str]]) -> dict[int, tuple[int, bytes, Entry]]:
+            batches.append(len(taken))
+            return await find(taken)
+
+        job._finder.find = noted  # type: ignore[method-assign]
+        job.tell(list(store.objects), 0)
+        await until(lambda: job.files == 500)
+    assert batches[0] == following.FIRST
+    assert max(batches[1:]) > 4 * following.FIRST
+
+
+async def test_opens_may_wait_for_what_is_on_its_way_and_for_nothing_else(tmp_path: Path) -> None:
+    """Also where a file cannot be had, or is another one by then."""
+    store = tree(20)
+    async with mounted(tmp_path, store) as m:
+        store.hold("get")
+        job = m.schedules.begin(1, None)
+        job.tell([*store.objects, "d0"], None)
+        await until(lambda: len(m.kernel.expected) == 20)
+        store.remove("d0/f000")
+        store.place("d1/f001", b"another one")
+        store.release()
+        await until(lambda: not m.kernel.expected)
+        assert m.kernel.registered == 18
+        await until(lambda: (job.files, job.failed) == (18, 2))
 
 
 async def test_what_comes_next_stays_in_a_cache_that_others_fill(tmp_path: Path) -> None:

@@ -318,15 +318,18 @@ async def test_files_are_fetched_ahead_in_listing_order_within_the_bound(tmp_pat
     driver = store_of(**{f"f{number:03}": 100_000 for number in range(100)})
     async with mounted(tmp_path, driver, readahead_bytes=1_000_000) as m:
         await m.entries()
-        most = 0
+        most = expected = 0
         for number in range(100):
             assert await m.read_all(f"f{number:03}") == driver.objects[f"f{number:03}"][0]
             most = max(most, m.ahead._on_their_way)
+            expected = max(expected, len(m.kernel.expected))
             assert m.ahead._on_their_way <= 1_000_000
         assert most >= 300_000
         assert m.ahead.files > 60
         assert driver.counts["get"] == 100, "a file was fetched twice"
         await until(lambda: m.ahead._on_their_way == 0)
+        assert expected >= 3
+        assert not m.kernel.expected
 
 
 async def test_nothing_is_fetched_ahead_in_random_order_or_of_large_files(tmp_path: Path) -> None:
