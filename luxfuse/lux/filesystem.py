@@ -14,13 +14,21 @@ import fsspec
 from fsspec.implementations.local import LocalFileOpener, LocalFileSystem
 from fsspec.spec import AbstractFileSystem
 
+from luxfuse.core.values import nearest
+from luxfuse.errors import ConfigError
 from luxfuse.lux.routes import Held, Routes, account_of, place_of
+from luxfuse.understore.generic.known import refuse_unknown
+from luxfuse.understore.locations import family_of
 
 T = TypeVar("T")
 _GONE = (errno.ENOTCONN, errno.ECONNABORTED)
 """What a mount answers whose daemon has died."""
 _ROOTED = ("file", "memory")
 """Protocols whose paths begin with a slash."""
+_FORM = "write lux://PROTOCOL/BUCKET/KEY, such as lux://s3/bucket/key"
+_OWN = frozenset({"use_mount", "asynchronous", "loop", "batch_size", "skip_instance_cache"})
+_OF_ALL = frozenset({"client", "fs", "listings_expiry_time", "max_paths", "session", "use_listings_cache"})
+"""Options of drivers in a program, beside those that the settings of a mount can have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,15 +49,34 @@ class LuxFileSystem(AbstractFileSystem):  # type: ignore[misc]
 
     def __init__(self, *, use_mount: bool = True, **storage_options: Any) -> None:
         super().__init__(use_mount=use_mount, **storage_options)
-        own = ("use_mount", "asynchronous", "loop", "batch_size", "skip_instance_cache")
-        self._options = {name: value for name, value in storage_options.items() if name not in own}
+        self._options = {name: value for name, value in storage_options.items() if name not in _OWN}
+        self._checked: set[str] = set()
+        """Protocols of which it is known that there are drivers, and that these know the options."""
         self._routes = Routes(self._options) if use_mount else None
         self._local = LocalFileSystem(auto_mkdir=True)
 
     # -- where a path is
 
     def _store(self, protocol: str) -> Any:
-        return self._local if protocol == "file" else fsspec.filesystem(protocol, **self._options)
+        """Return the driver of a protocol. Raises ValueError if there is none, or it does not know an option."""
+        if protocol == "file":
+            return self._local
+        if protocol not in self._checked:
+            self._check(protocol)
+            self._checked.add(protocol)
+        return fsspec.filesystem(protocol, **self._options)
+
+    def _check(self, protocol: str) -> None:
+        try:
+            fsspec.get_filesystem_class(protocol)
+        except ValueError:
+            hint = nearest(protocol, fsspec.available_protocols())
+            raise ValueError(f"lux://{protocol}/: unknown protocol {protocol!r}{hint}; {_FORM}") from None
+        url = f"{protocol}://"
+        try:
+            refuse_unknown(url, family_of(url) or "", self._options, _OWN | _OF_ALL, protocol)
+        except ConfigError as exc:
+            raise ValueError(str(exc)) from None
 
     @contextmanager
     def _at(self, path: str) -> Iterator[_At]:
@@ -57,7 +84,7 @@ class LuxFileSystem(AbstractFileSystem):  # type: ignore[misc]
         path = self._strip_protocol(path)
         protocol, _, rest = path.partition("/")
         if not protocol:
-            raise FileNotFoundError(errno.ENOENT, "write lux://PROTOCOL/BUCKET/KEY, such as lux://s3/bucket/key", path)
+            raise FileNotFoundError(errno.ENOENT, _FORM, path)
         url = f"{protocol}://{rest}"
         held = self._routes.hold(*place_of(url), account_of(url)) if self._routes is not None else None
         if held is None:

@@ -88,6 +88,29 @@ def test_options_are_those_of_the_driver() -> None:
 
 
 @pytest.mark.parametrize(
+    ("url", "hint"),
+    [("lux://bucket/x", ""), ("lux://sftpp/host/x", "; did you mean sftp?"), ("lux://s3://bucket/x", "; did you mean s3?")],
+)
+def test_a_url_without_a_protocol_is_refused_with_the_form_to_write(url: str, hint: str) -> None:
+    with pytest.raises(ValueError, match="unknown protocol") as info:
+        LuxFileSystem().open(url)
+    protocol = url.split("/")[2]
+    assert str(info.value) == (
+        f"lux://{protocol}/: unknown protocol {protocol!r}{hint}; write lux://PROTOCOL/BUCKET/KEY, such as lux://s3/bucket/key"
+    )
+
+
+def test_an_option_that_the_driver_does_not_know_is_refused_with_the_nearest_one() -> None:
+    """As mounts do: s3fs would hand it to a session, or drop it."""
+    for wrong, near in (("endpoint", "endpoint_url"), ("use_mounts", "use_mount"), ("secrets", "secret")):
+        fs = LuxFileSystem(**{wrong: "hunter2"})
+        with pytest.raises(ValueError, match=f"^storage option {wrong}: s3:// does not know it; did you mean {near}\\?$"):
+            fs.cat_file("lux://s3/bucket/x")
+    known = {"anon": True, "use_listings_cache": False, "profile": None, "client_kwargs": {}, "session": None}
+    assert LuxFileSystem(**known)._store("s3").anon is True
+
+
+@pytest.mark.parametrize(
     ("url", "place"),
     [
         ("s3://bucket/a/b/", ("s3", "bucket/a/b")), ("s3a://bucket", ("s3", "bucket")), ("gcs://b/x", ("gs", "b/x")),
