@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from itertools import islice
 
 from luxfuse.cli.checkup.findings import Finding, fail, ok, warn
 from luxfuse.core.units import format_count
@@ -27,6 +28,9 @@ DATA = b"written by luxfuse doctor; may be removed\n"
 CHANGED = b"written again by luxfuse doctor; may be removed\n"
 METADATA = {"luxfusedoctor": "1"}  # Azure takes no hyphen
 
+PAGES, DIRECTORIES = 2, 16
+"""How far an object is looked for that can be read: in so many pages of each directory, and so many directories."""
+
 _NEEDED = {
     "s3": {
         "list": "s3:ListBucket", "get": "s3:GetObject", "put": "s3:PutObject", "delete": "s3:DeleteObject",
@@ -41,6 +45,33 @@ _NEEDED = {
     ),
 }  # fmt: skip
 """By family of stores, the permission that each step needs."""
+
+
+class _Look:
+    """Looks for an object with content. ``names``: all that were seen."""
+
+    def __init__(self, store: UnderStore) -> None:
+        self._store = store
+        self._waiting: list[str] = []
+        self.names = 0
+        self.found: ObjectInfo | None = None
+
+    def into(self, directory: str) -> None:
+        """Look at the first pages of a directory; what is below it comes next. Raises `LuxError`."""
+        below: list[str] = []
+        for page in islice(self._store.list_directory(directory), PAGES):
+            self.names += len(page.objects) + len(page.prefixes)
+            below += page.prefixes[:DIRECTORIES]
+            self.found = next((info for info in page.objects if info.size > 0 and not info.key.endswith("/")), None)
+            if self.found is not None:
+                return
+        self._waiting += reversed(below[:DIRECTORIES])
+
+    def below(self) -> None:
+        """Look in the directories that were seen, and those in them, until there is one. Raises `LuxError`."""
+        for _ in range(DIRECTORIES):
+            if self.found is None and self._waiting:
+                self.into(self._waiting.pop())
 
 
 class Permissions:
@@ -92,25 +123,26 @@ class Permissions:
         return None
 
     def _list(self) -> Iterator[Finding]:
-        first: list[ObjectInfo] = []
+        look = _Look(self._store)
+        refused = self._attempt("list", lambda: look.into(""))
+        yield refused or ok("list", f"allowed ({format_count(look.names, 'name')} seen in the top directory)")
+        if refused is None and self._read_only:
+            yield self._read_any(look)
 
-        def look() -> None:
-            page = next(iter(self._store.list_directory("")), None)
-            first.extend(page.objects if page is not None else ())
-
-        refused = self._attempt("list", look)
-        yield refused or ok(
-            "list", f"allowed ({format_count(len(first), 'object')} in the first page of the top directory)"
-        )
-        found = next((info for info in first if info.size > 0 and not info.key.endswith("/")), None)
-        if found is None or not self._read_only:
-            return
+    def _read_any(self, look: _Look) -> Finding:
+        """Read a byte of what is there, as nothing is to be written."""
+        refused = self._attempt("list", look.below)
+        if refused is not None:
+            return warn("get", f"not tried: no object with content was found before this: {refused.text}", refused.advice)
+        found = look.found
+        if found is None:
+            return ok("get", f"not tried: no object with content was found among {format_count(look.names, 'name')}")
 
         def read() -> None:
             with suppress(NotFound, VersionChanged):  # somebody changes it just now: it was looked at all the same
                 self._store.read(found.key, 0, 1, found.version)
 
-        yield self._attempt("get", read) or ok("get", "allowed (a byte of an object was read)")
+        return self._attempt("get", read) or ok("get", "allowed (a byte of an object was read)")
 
     def _write(self) -> Iterator[Finding]:
         key = self._key

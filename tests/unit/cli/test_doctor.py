@@ -7,7 +7,7 @@ import resource
 import socket
 import threading
 import time
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import replace
 from email.utils import formatdate
 from pathlib import Path
@@ -22,7 +22,7 @@ from luxfuse.cli.checkup.findings import STATES, Finding, fail, ok
 from luxfuse.cli.doctor import check_credentials
 from luxfuse.configuration import building
 from luxfuse.errors import AccessDenied, BucketMissing, StoreError, StoreRejected, StoreUnavailable
-from luxfuse.types import ABSENT
+from luxfuse.types import ABSENT, ListPage
 from luxfuse.understore.endpoints import Endpoint, endpoint_of
 from tests.support import fast_s3
 from tests.support.fake_store import EVERYTHING, FakeStore
@@ -193,6 +193,52 @@ def test_all_is_allowed_and_nothing_is_left() -> None:
     writes = len(store.writes)
     assert states(check_permissions(store, "s3://b", read_only=True)) == {"list": "ok", "get": "ok", "put": "ok"}
     assert len(store.writes) == writes
+
+
+class InPages(FakeStore):
+    """Gives the directories as a page of their own, before the objects, as obstore does."""
+
+    def list_directory(self, prefix: str) -> Iterator[ListPage]:
+        for page in super().list_directory(prefix):
+            yield ListPage([], page.prefixes)
+            yield ListPage(page.objects)
+
+
+@pytest.mark.parametrize(
+    ("objects", "listed", "got"),
+    [
+        ({"d/b": b"", "e/c": b"2", "a": b"1"}, "3 names", "a byte of an object was read"),
+        ({"d/": b"", "d/e/": b"", "d/e/f/g": b"1", "x": b""}, "2 names", "a byte of an object was read"),
+        ({f"{n:02}/": b"" for n in range(12)} | {"12/a": b"1"}, "13 names", "a byte of an object was read"),
+        ({"d/": b"", "d/e": b"", "x": b""}, "2 names", "not tried: no object with content was found among 3 names"),
+        ({f"{n:02}/": b"" for n in range(99)} | {"99/a": b"1"}, "100 names", "not tried: no object with content"),
+        ({}, "0 names", "not tried: no object with content was found among 0 names"),
+    ],
+)
+def test_without_writing_a_byte_is_read_of_an_object_anywhere(objects: dict[str, bytes], listed: str, got: str) -> None:
+    store = InPages()
+    for key, content in objects.items():
+        store.place(key, content)
+    found = {finding.name: finding for finding in check_permissions(store, "s3://b", read_only=True)}
+    assert {finding.state for finding in found.values()} == {"ok"}
+    assert f"({listed} seen" in found["list"].text
+    assert got in found["get"].text
+    store.fail_next(1, lambda: AccessDenied("403 Forbidden"), "get")
+    state = "ok" if "not tried" in got else "FAIL"
+    assert states(check_permissions(store, "s3://b", read_only=True))["get"] == state
+
+
+def test_a_directory_that_is_closed_is_told() -> None:
+    class Closed(InPages):
+        def list_directory(self, prefix: str) -> Iterator[ListPage]:
+            if prefix:
+                raise AccessDenied("403 Forbidden")
+            return super().list_directory(prefix)
+
+    store = Closed()
+    store.place("d/a", b"1")
+    found = states(check_permissions(store, "s3://b", read_only=True))
+    assert found == {"list": "ok", "get": "warn", "put": "ok"}
 
 
 @pytest.mark.parametrize(
