@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from itertools import chain
 from typing import Any, Protocol
 
-from luxfuse.training.teller import Path, Teller
+from luxfuse.training.teller import Path, Teller, window_of
 from luxfuse.training.telling import PathsOf, files_of, hand_out
 
 
@@ -33,11 +33,11 @@ class ScheduledSampler:
         """``paths``: of sample ``i``, the file ``paths[i]``, or those that ``paths(i)`` returns.
 
         ``window_bytes`` bounds how much is fetched ahead; without it, a quarter of the cache, at most 1 GiB, shared by all
-        that tell it something.
+        that tell it something. Raises TypeError, ValueError.
         """
         self.sampler = sampler
         self._files = files_of(paths)
-        self._window_bytes = window_bytes
+        self._window_bytes = window_of(window_bytes)
 
     def __iter__(self) -> Iterator[Any]:
         """Begin an epoch."""

@@ -9,14 +9,16 @@ after `SOON_S`, then less and less often; the job goes on meanwhile.
 from __future__ import annotations
 
 import logging
+import operator
 import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from luxfuse.control.client import ControlClient, Steps
+from luxfuse.core.units import shown
 from luxfuse.errors import LuxError
 from luxfuse.training.places import Places
 
@@ -33,6 +35,20 @@ DEADLINE_S = 2.0
 
 Path = str | os.PathLike[str]
 S = TypeVar("S")
+_MOST_BYTES = (1 << 63) - 1
+
+
+def window_of(window_bytes: Any) -> int | None:
+    """Return ``window_bytes``, if it can be one; None means the usual one. Raises ValueError."""
+    if window_bytes is None:
+        return None
+    try:
+        found = operator.index(window_bytes)
+    except TypeError:
+        found = 0
+    if isinstance(window_bytes, bool) or not 0 < found <= _MOST_BYTES:
+        raise ValueError(f"window_bytes: {shown(window_bytes)} is no whole number of bytes above 0")
+    return found
 
 
 class Teller(Generic[S]):
@@ -46,10 +62,13 @@ class Teller(Generic[S]):
         *,
         handed: bool = True,
     ) -> None:
-        """``paths_of``: the files that a sample is read from. ``handed``: the reader gets its samples by `take`."""
+        """``paths_of``: the files that a sample is read from. ``handed``: the reader gets its samples by `take`.
+
+        Raises ValueError.
+        """
         self._samples = samples
         self._paths_of = paths_of
-        self._window_bytes = window_bytes
+        self._window_bytes = window_of(window_bytes)
         self._handed = handed
         self._ours = os.getpid()
         self._places = Places()
@@ -102,13 +121,17 @@ class Teller(Generic[S]):
             if self._room >= AT_ONCE and not self._exhausted:
                 self._since = EVERY  # there is more to tell, with the next sample
         except LuxError as exc:
-            self._complain(str(exc))
+            self.complain(str(exc))
             self._give_up()
 
     def _pull(self) -> bool:
-        """Take one more sample; False if there is none."""
+        """Take one more sample; False if there is none. Raises TypeError, and what `paths_of` does."""
         for sample in islice(self._samples, 1):
-            self._pending.append((sample, self._paths_of(sample)))
+            paths = self._paths_of(sample)
+            for path in paths:
+                if not isinstance(path, str | os.PathLike):
+                    raise TypeError(f"paths: {shown(path)} is no path")
+            self._pending.append((sample, paths))
             return True
         self._exhausted = True
         return False
@@ -140,7 +163,7 @@ class Teller(Generic[S]):
             return False
         record = self._places.find(first)
         if record is None or not record.alive:
-            self._complain(f"{os.fspath(first)}: is in no luxfuse mount" if record is None else record.death)
+            self.complain(f"{os.fspath(first)}: is in no luxfuse mount" if record is None else record.death)
             return False
         self._daemon = ControlClient(record.socket_path, deadline_s=DEADLINE_S)
         steps = self._daemon.begin_schedule(self._places.inside(first), self._window_bytes)
@@ -149,7 +172,8 @@ class Teller(Generic[S]):
         self._told = self._position = 0
         return True
 
-    def _complain(self, why: str) -> None:
+    def complain(self, why: str) -> None:
+        """Log, once, why nothing is fetched ahead."""
         if not self._complained:
             self._complained = True
             log.warning("files are not fetched ahead: %s", " ".join(why.split()))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from typing import TypeVar
 
+from luxfuse.core.units import shown
 from luxfuse.training.teller import Path, Teller
 
 S = TypeVar("S")
@@ -22,7 +24,14 @@ def in_order(paths: Iterable[Path], *, window_bytes: int | None = None) -> Gener
 
     ``window_bytes`` bounds how much is fetched ahead; without it, a quarter of the cache, at most 1 GiB.
     """
+    _refuse_one(paths)
     return hand_out(Teller(iter(paths), lambda path: (path,), window_bytes))
+
+
+def _refuse_one(paths: object) -> None:
+    """Raise TypeError if ``paths`` is a single one, whose letters would pass for paths."""
+    if isinstance(paths, str | bytes | os.PathLike):
+        raise TypeError(f"paths: {shown(paths)} is one path; give a list of them")
 
 
 def hand_out(teller: Teller[S]) -> Generator[S, None, None]:
@@ -43,33 +52,50 @@ def told(paths: PathsOf, order: Iterable[int] | None = None, *, window_bytes: in
     Without it they are as they stand. Who opens them, and whether side by side, does not matter: the mount sees it. A
     thread tells the names a few thousand ahead, so an order may be as long as it likes. ``window_bytes``: see `in_order`.
     """
+    files = files_of(paths)
     if order is None:
         if callable(paths):
             raise TypeError("order: is needed where paths is a function")
         order = range(len(paths))
-    teller = Teller(iter(order), files_of(paths), window_bytes, handed=False)
     over = threading.Event()
-    teller.pump()
-    thread = threading.Thread(target=_keep_telling, args=(teller, over), name="luxfuse-told", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
-        teller.close()
+    with closing(Teller(iter(order), files, window_bytes, handed=False)) as teller:
+        teller.pump()
+        thread = threading.Thread(target=_keep_telling, args=(teller, over), name="luxfuse-told", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
 
 
 def _keep_telling(teller: Teller[int], over: threading.Event) -> None:
-    while not over.wait(TELL_S) and not teller.done:
-        teller.pump()
+    try:
+        while not over.wait(TELL_S) and not teller.done:
+            teller.pump()
+    except Exception as exc:  # noqa: BLE001 (of a wrong order, say: the block itself goes on)
+        teller.complain(f"{type(exc).__name__}: {exc}")
 
 
 def files_of(paths: PathsOf) -> Callable[[int], Sequence[Path]]:
-    """Return what gives the files of a sample."""
+    """Return what gives the files of a sample. Raises TypeError if ``paths`` cannot."""
+    _refuse_one(paths)
     if not callable(paths):
         known = paths
-        return lambda number: (known[number],)
+        if not hasattr(known, "__getitem__") or not hasattr(known, "__len__"):
+            raise TypeError(
+                f"paths: of a {type(known).__name__} no path can be asked by its number; give a list, or a function"
+            )
+
+        def numbered(number: int) -> Sequence[Path]:
+            try:
+                return (known[number],)
+            except (IndexError, KeyError):
+                raise IndexError(f"paths: there are {len(known)}, none of them for sample {shown(number)}") from None
+            except TypeError:
+                raise TypeError(f"paths: {shown(number)} is no number of a sample") from None
+
+        return numbered
     given = paths
 
     def called(number: int) -> Sequence[Path]:

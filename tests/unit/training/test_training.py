@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import random
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -191,6 +192,75 @@ def test_what_others_read_is_told_as_far_as_there_is_room(daemon: Daemon, monkey
     assert daemon.ended == 1
     with pytest.raises(TypeError, match="order"), told(lambda n: names[n]):
         pass
+
+
+class Numbers:
+    """A sampler of so many samples."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(self.count))
+
+    def __len__(self) -> int:
+        return self.count
+
+
+def entered(*arguments: Any, **options: Any) -> None:
+    """Enter `told`, and leave it."""
+    with told(*arguments, **options):
+        pass
+
+
+@pytest.mark.parametrize("use", [in_order, entered, lambda given: ScheduledSampler(Numbers(3), given)])
+@pytest.mark.parametrize(("given", "line"), [
+    ("abc", "paths: 'abc' is one path; give a list of them"),
+    (Path("/a"), "paths: PosixPath('/a') is one path; give a list of them"),
+])  # fmt: skip
+def test_one_path_is_no_list_of_its_letters(daemon: Daemon, use: Any, given: Any, line: str) -> None:
+    with pytest.raises(TypeError, match=f"^{re.escape(line)}$"):
+        use(given)
+    assert daemon.begun == 0
+
+
+@pytest.mark.parametrize("window", [-3, 0, 1e9, True, "1GiB", 1 << 70])
+def test_a_window_that_is_none_is_refused_at_once(daemon: Daemon, window: Any) -> None:
+    for use in (in_order, entered, lambda names, **more: ScheduledSampler(Numbers(3), names, **more)):
+        with pytest.raises(ValueError, match=r"^window_bytes: .* is no whole number of bytes above 0$"):
+            use(paths(3), window_bytes=window)  # type: ignore[operator]
+    assert daemon.begun == daemon.ended == 0
+
+
+def test_a_sample_without_a_path_is_named(daemon: Daemon) -> None:
+    with pytest.raises(IndexError, match=r"^paths: there are 300, none of them for sample 300$"):
+        list(ScheduledSampler(Numbers(500), paths(300)))
+    with pytest.raises(IndexError, match=r"^paths: there are 3, none of them for sample 7$"), told(paths(3), [0, 7]):
+        pass
+    with pytest.raises(TypeError, match=r"^paths: 'a' is no number of a sample$"), told(paths(3), "abc"):  # type: ignore[arg-type]
+        pass
+    with pytest.raises(TypeError, match=r"^paths: 7 is no path$"):
+        list(in_order([*paths(3), 7]))  # type: ignore[list-item]
+    with pytest.raises(
+        TypeError, match=r"^paths: of a set no path can be asked by its number; give a list, or a function$"
+    ):
+        ScheduledSampler(Numbers(3), set(paths(3)))  # type: ignore[arg-type]
+    assert daemon.begun == daemon.ended, "the daemon was told of the end"
+
+
+def test_an_order_that_fails_later_is_told_in_the_log(
+    daemon: Daemon, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The program reads by itself: it goes on."""
+    monkeypatch.setattr("luxfuse.training.telling.TELL_S", 0.001)
+    with told(paths(2000), [*range(2000), 7000]):
+        _until(lambda: caplog.records)
+    (record,) = caplog.records
+    assert record.getMessage() == (
+        "files are not fetched ahead: IndexError: paths: there are 2000, none of them for sample 7000"
+    )
+    assert daemon.ended == 1
+    caplog.clear()
 
 
 def _until(condition: Any) -> None:
