@@ -51,6 +51,9 @@ class Schedule:
         self._taken = 0
         self._known = self._known_bytes = 0
         self._ahead: OrderedDict[int, tuple[bytes, int]] = OrderedDict()
+        """Key and size by place; of what was skipped no key."""
+        self._kept_ahead = 0
+        """How many of these have a key."""
         self._behind: OrderedDict[int, tuple[bytes, int]] = OrderedDict()
         self._places: dict[bytes, deque[int]] = {}
         """Of each key that is ahead or behind, the places, lowest first."""
@@ -70,7 +73,7 @@ class Schedule:
     def is_full_for(self, place: int) -> bool:
         """Whether a name that was taken has to wait: names are taken before their sizes are known."""
         if place >= self.position:
-            full = self.ahead_bytes >= self.window_bytes or len(self._ahead) >= self.window_files
+            full = self.ahead_bytes >= self.window_bytes or self._kept_ahead >= self.window_files
             return full and bool(self._ahead)
         return self._is_awaited(place) and self._is_full_behind
 
@@ -105,10 +108,11 @@ class Schedule:
             )
             return self._pop(min(most, self.position - self._taken, max(1, fitting)))
         free_bytes = self.window_bytes - self.ahead_bytes
-        free = self.window_files - len(self._ahead)
-        if self._ahead and (free_bytes < REFILL * self.window_bytes or free < REFILL * self.window_files):
+        free, places = self.window_files - self._kept_ahead, MOST_AHEAD - len(self._ahead)
+        full = free_bytes < REFILL * self.window_bytes or free < REFILL * self.window_files or places < REFILL * MOST_AHEAD
+        if self._ahead and full:
             return []
-        return self._pop(min(most, free, max(1, free_bytes // self._mean_bytes)))
+        return self._pop(min(most, free, places, max(1, free_bytes // self._mean_bytes)))
 
     @property
     def _mean_bytes(self) -> int:
@@ -129,6 +133,7 @@ class Schedule:
         self._known_bytes += size_bytes
         if place >= self.position:
             self._ahead[place] = key, size_bytes
+            self._kept_ahead += 1
             self.ahead_bytes += size_bytes
         elif self._is_awaited(place) and key not in self._unforeseen:
             self._behind[place] = key, size_bytes
@@ -189,6 +194,7 @@ class Schedule:
     def _forget(self, place: int, key: bytes) -> None:
         if place in self._ahead:
             self.ahead_bytes -= self._ahead.pop(place)[1]
+            self._kept_ahead -= 1
         else:
             self._behind_bytes -= self._behind.pop(place)[1]
         if not self._places[key]:
@@ -207,6 +213,7 @@ class Schedule:
             passed = self._ahead.pop(place)
             if passed[0]:
                 self._behind[place] = passed
+                self._kept_ahead -= 1
                 self.ahead_bytes -= passed[1]
                 self._behind_bytes += passed[1]
         self._give_up()

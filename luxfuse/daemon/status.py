@@ -117,7 +117,7 @@ class Status:
 
     def _reads(self, lane: Mapping[str, int]) -> dict[str, Any]:
         total = _total([_reads(parts) for _, parts in self._running.volumes()])
-        total["passthrough_opens"] += lane["opens"] - lane["dataplane_opens"]
+        total["passthrough_opens"] += lane["opens"] + lane["waited_opens"] - lane["dataplane_opens"]
         return {**total, "dataplane_opens": lane["dataplane_opens"], "dataplane_bytes": lane["read_bytes"]}
 
     def _understore(self) -> dict[str, Any]:

@@ -21,7 +21,10 @@ MOST, EVERY_S = 60, 60.0
 
 
 class SlowRequests:
-    """An observer of one mount's requests, but for those that lanes answer: these wait for the cache disk alone."""
+    """An observer of one mount's requests, but for those that lanes answer: these wait for the cache disk alone.
+
+    (While there is one, opens wait for their files here, and not in C.)
+    """
 
     def __init__(self, operations: Operations, slow_s: float) -> None:
         self._operations = operations

@@ -83,6 +83,7 @@ class Schedules:
         cache.contents.expectations.append(self._expects)
         backings.on_open.append(self._opened)
         backings.foreseen.append(self._foresees)
+        backings.awaited.append(self._protects)
         nursery.start_soon(room.run)
         nursery.start_soon(self._look)
 

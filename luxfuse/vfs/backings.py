@@ -10,7 +10,6 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fcntl import F_GETFL, fcntl
-from itertools import islice
 
 from luxfuse.cache import descriptors
 from luxfuse.cache.cached import CachedObject
@@ -26,7 +25,8 @@ from luxfuse.vfs.kernel import Kernel
 from luxfuse.vfs.namespace import Namespace
 from luxfuse.vfs.will import BackingFact, Will
 
-RETIRE_TRIES = 64
+RETIRE_TRIES, LOOKED_AT = 64, 8192
+"""So many open ones are tried for room, and so many looked at, those that are awaited included: at most half are."""
 EXPECT_FROM = 4
 """Records are read together from so many on: each by itself passes the interpreter lock on."""
 
@@ -76,6 +76,8 @@ class Backings:
         """Told of each open of an object, by its id: of one that a lane answered when `note_touched` hears of it."""
         self.foreseen: list[Callable[[int], bool]] = []
         """Ask whether a program has told what it opens next in a directory, so that it need not be guessed."""
+        self.awaited: list[Callable[[bytes], bool]] = []
+        """Ask whether an object was fetched for an open that a program has told, and that has not come yet."""
         kernel.on_drained(self._drained)
 
     def on_closed(self, closed: Callable[[int], None]) -> None:
@@ -131,7 +133,9 @@ class Backings:
 
     def expect(self, inode: int) -> None:
         """A file is being fetched that will be handed to `register`, and then to `arrived`: its opens may wait for that."""
-        self._kernel.expect(inode)
+        dirty = self._dirty.get(inode)
+        if inode not in self._copied and (dirty is None or dirty.source is None):  # else `register` would not take it
+            self._kernel.expect(inode)
 
     def arrived(self, inode: int) -> None:
         """A file that was expected was handed over, or will not be."""
@@ -185,12 +189,16 @@ class Backings:
         """Whether one more inode can have a backing, after backings that are not open have made room for it."""
         if len(self._backings) < shares().registered:
             return True
-        for oldest in list(islice(self._backings, RETIRE_TRIES)):
-            oid = self._backings[oldest].oid
-            expected = oid is not None and self._cache.contents.is_protected(oid)
-            if not expected and self.retire_idle(oldest):
-                return True
-            self._backings.move_to_end(oldest)  # open, or about to be: look at others first
+        tries = RETIRE_TRIES
+        for _ in range(min(LOOKED_AT, len(self._backings))):
+            inode, backing = next(iter(self._backings.items()))
+            if backing.oid is None or not any(asked(backing.oid) for asked in self.awaited):
+                if self.retire_idle(inode):
+                    return True
+                tries -= 1
+            self._backings.move_to_end(inode)  # open, or about to be: look at others first
+            if not tries:
+                break
         return False
 
     def _give(self, entry: Entry, fd: int, stamp_ns: int, *, notice: bool = False) -> bool:
@@ -222,6 +230,7 @@ class Backings:
 
     def attach_staged(self, inode: int) -> None:
         """The file begins to be written to: its backing, the cache file, is the staging file from now on."""
+        self._kernel.arrived(inode)  # opens need not wait for the content of before
         backing = self._backings.get(inode)
         if backing is not None:
             self._set_object(inode, backing, None)

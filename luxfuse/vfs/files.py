@@ -181,6 +181,7 @@ class Files:
                     confirmed = True
                     await self._confirm(entry, obj, began_s)
                     continue
+                self.backings.arrived(inode)  # it will not be registered now
                 return self.copied.open(entry, obj)
             if mode is OpenMode.JOIN:
                 if not self._kernel.is_intact(inode) and self.backings.retire_idle(inode):

@@ -139,6 +139,8 @@ def test_what_is_told_is_there_when_it_is_opened(mount: Mount, program: Program)
         assert gets <= count * FILES, "nothing is evicted before it is opened"
         promptly = sum(after["fuse"][way] - before["fuse"][way] for way in ("fast_opens", "waited_opens"))
         assert promptly > fetched / 2, "the lanes answer the opens"
+        ways = ("passthrough_opens", "dataplane_opens", "copied_opens")
+        assert sum(after["reads"][way] - before["reads"][way] for way in ways) == count * FILES, "each is counted once"
         wait_for("the end of the schedule", lambda: mount.status()["cache"]["schedules"] == 0)
 
 

@@ -115,7 +115,7 @@ void waiting_over(uint64_t ino); /* its file has come, or will not: OPENs are an
 bool waiting_keep(const void *request, size_t size); /* an OPEN; false: it is not to wait */
 bool waiting_give_up(int64_t before_ns); /* what has waited since before then goes to Python; whether anything waits still */
 void waiting_interrupted(uint64_t unique);
-void waiting_sums(unsigned long long *count, unsigned long long *ns); /* of those that were answered here */
+void waiting_sums(unsigned *now, unsigned long long *count, unsigned long long *ns); /* those that wait, and were answered here */
 
 /* ------------------------------------------------------------------ table.c */
 

@@ -7,9 +7,9 @@
  *
  * Python keeps the last word. What has waited for too long goes to it (`waiting_give_up`, which `waiting_fd` has it call as
  * long as anything waits), for it knows what to do about a store that does not answer; so does an OPEN whose caller has a
- * signal, before Python hears of that; and all, before the lanes rest. While somebody watches, nothing waits here: a trace
- * says where the bytes of an open come from. An inode is expected until a time at most, so that one of which Python never
- * says more is forgotten.
+ * signal, before Python hears of that (a signal that overtakes its OPEN, by another lane, is met when that has waited for too
+ * long); and all, before the lanes rest. While somebody watches, or slow requests are told, nothing waits here: both say what
+ * an open has waited for. An inode is expected until a time at most, so that one of which Python never says more is forgotten.
  *
  * One lock for all: a program that waits here has waited for the store before, and does for longer than for a lock.
  */
@@ -111,8 +111,9 @@ bool waiting_keep(const void *data, size_t size)
 {
 	const struct fuse_in_header *in = data;
 	const struct fuse_open_in *arg = (const void *)(in + 1);
-	if (!atomic_load_explicit(&expected_count, memory_order_relaxed) || atomic_load_explicit(&tracing, memory_order_relaxed) ||
-	    (arg->flags & O_ACCMODE) != O_RDONLY || arg->flags & O_TRUNC)
+	if (!atomic_load_explicit(&expected_count, memory_order_relaxed) || (arg->flags & O_ACCMODE) != O_RDONLY || arg->flags & O_TRUNC)
+		return false;
+	if (atomic_load_explicit(&tracing, memory_order_relaxed) || atomic_load_explicit(&queue_timed, memory_order_relaxed))
 		return false;
 	struct request *r = malloc(sizeof *r);
 	void *copy = malloc(size);
@@ -159,6 +160,7 @@ static void settle(struct request *r, bool registered)
 			free(r->data);
 			free(r);
 		} else {
+			r->at_ns = 0; /* it waited for the store, and not for Python */
 			pass_on(r);
 		}
 		r = next;
@@ -209,9 +211,10 @@ void waiting_interrupted(uint64_t unique)
 	settle(taken, false);
 }
 
-void waiting_sums(unsigned long long *count, unsigned long long *ns)
+void waiting_sums(unsigned *now, unsigned long long *count, unsigned long long *ns)
 {
 	pthread_mutex_lock(&waiting_lock);
+	*now = waiting_count;
 	*count = waited;
 	*ns = waited_ns;
 	pthread_mutex_unlock(&waiting_lock);

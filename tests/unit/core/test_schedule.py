@@ -203,6 +203,16 @@ def test_a_window_has_no_more_files_than_it_may() -> None:
     assert bring(schedule, size=1) == [], "all are behind now"
 
 
+def test_names_for_which_nothing_is_brought_take_no_room_of_files() -> None:
+    """A reader that tells no position, and opens none of them, would never pass them."""
+    schedule = told(100, window=1 << 40)
+    schedule.window_files = 4
+    while taken := schedule.take(256):
+        for place, _ in taken:
+            schedule.skip(place)
+    assert schedule.room == MOST_NAMES, "all were taken"
+
+
 def test_names_for_which_nothing_is_brought_do_not_race_ahead_of_the_reader() -> None:
     schedule = told(MOST_NAMES)
     while taken := schedule.take(256):
@@ -233,7 +243,7 @@ def in_reach(schedule: Schedule) -> list[bytes]:
 def test_any_sequence_of_calls_leaves_the_sums_right() -> None:
     rng = random.Random(7)
     for _ in range(50):
-        schedule = Schedule(rng.randrange(1, 300))
+        schedule = Schedule(rng.randrange(1, 300), rng.choice([1, 5, MOST_AHEAD]))
         total = 0
         for _ in range(300):
             match rng.randrange(4):
@@ -254,6 +264,7 @@ def test_any_sequence_of_calls_leaves_the_sums_right() -> None:
             ahead = sum(size for _, size in schedule._ahead.values())
             behind = sum(size for _, size in schedule._behind.values())
             assert (schedule.ahead_bytes, schedule._behind_bytes) == (ahead, behind)
+            assert schedule._kept_ahead == sum(1 for key, _ in schedule._ahead.values() if key)
             assert behind <= 2 * schedule.window_bytes + 80
             places = sorted(place for each in schedule._places.values() for place in each)
             kept = [place for place, (key, _) in (schedule._ahead | schedule._behind).items() if key]

@@ -953,7 +953,10 @@ int main(int argc, char **argv)
 	close(fd);
 	const struct lane_sums sums = lanes_sum();
 	unsigned long long waited, waited_ns;
-	waiting_sums(&waited, &waited_ns);
+	unsigned waits;
+	waiting_sums(&waits, &waited, &waited_ns);
+	if (waits)
+		fail("opens wait for ever", waits, 0);
 	printf("answered %llu forwarded %llu opened %llu written %llu sent_out %llu read %llu lookups %llu getattrs %llu missed %llu asked %llu waited %llu\n", atomic_load(&answered),
 	       atomic_load(&forwarded), atomic_load(&opened), atomic_load(&written), atomic_load(&sent_out), sums.reads, sums.lookups, sums.getattrs,
 	       atomic_load(&missed), atomic_load(&asked), waited);

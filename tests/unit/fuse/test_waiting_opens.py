@@ -36,17 +36,19 @@ def until(what, holds):
             sys.exit(f"in vain: {what}")
         time.sleep(0.001)
 
-def waits(in_python=0):
-    until("it waits", lambda: passthrough.give_up(0))
+def waits(count=1, in_python=0):
+    until("it waits", lambda: passthrough.statistics()["opens_waiting"] == count)
+    assert select.select([waiting], [], [], 60)[0] == [waiting], "told"
+    assert passthrough.give_up(0)
     assert select.select([waiting], [], [], 0)[0] == [], "heard"
     assert passthrough.queued() == in_python
 
 def goes_to_python(count=1):
     until("it goes to Python", lambda: passthrough.queued() == count)
 
-def is_answered(unique):
-    length, error, number = struct.unpack_from("=IiQ", ours.recv(4096))
-    assert (length, error, number) == (32, 0, unique), (length, error, number)
+def are_answered(*uniques):
+    replies = {struct.unpack_from("=IiQ", ours.recv(4096)) for _ in uniques}
+    assert replies == {(32, 0, unique) for unique in uniques}, replies
 
 def register(inode):
     with open(sys.argv[1], "rb") as file:
@@ -57,15 +59,15 @@ CASES = {
     "one whose file comes is answered without Python": """
 passthrough.expect(7, LATER)
 first, second = open_it(7), open_it(7)
-waits()
+waits(2)
 register(7)
 passthrough.arrived(7)
-is_answered(first), is_answered(second)
+are_answered(first, second)
 assert passthrough.opens(7) == 2
 statistics = passthrough.statistics()
 assert (statistics["waited_opens"], statistics["opens"]) == (2, 0)
 assert statistics["waited_ns"] > 0
-is_answered(open_it(7))
+are_answered(open_it(7))
 assert passthrough.statistics()["opens"] == 1
 """,
     "one whose file does not come goes to Python": """
@@ -87,13 +89,12 @@ waits()
 assert not passthrough.give_up(time.monotonic_ns())
 goes_to_python()
 open_it(7)
-assert select.select([waiting], [], [], 60)[0] == [waiting]
 waits(in_python=1)
 """,
     "one whose caller has a signal goes to Python, before that is told": """
 passthrough.expect(7, LATER)
 unique, other = open_it(7), open_it(7)
-waits()
+waits(2)
 send(INTERRUPT, 0, struct.pack("=Q", unique))
 assert select.select([interrupts], [], [], 60)[0] == [interrupts]
 assert passthrough.queued() == 1 and passthrough.take_interrupted() == [unique]
@@ -119,8 +120,12 @@ passthrough.trace(True)
 open_it(7)
 goes_to_python(6)
 passthrough.trace(False)
+passthrough.time_queue(True)
 open_it(7)
-waits(in_python=6)
+goes_to_python(7)
+passthrough.time_queue(False)
+open_it(7)
+waits(in_python=7)
 """,
     "one may be expected for longer than was said first": """
 passthrough.expect(7, time.monotonic_ns())
