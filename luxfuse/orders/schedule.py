@@ -32,6 +32,7 @@ from luxfuse.orders.load_files import TOGETHER_BYTES
 from luxfuse.orders.room_ahead import RoomAhead
 from luxfuse.orders.window import TOGETHER, Window
 from luxfuse.types import PAGE_BYTES, Kind
+from luxfuse.vfs.answers import Answers
 from luxfuse.vfs.backings import Backings
 from luxfuse.vfs.dirty import DirtyEntries
 from luxfuse.vfs.namespace import Namespace
@@ -63,6 +64,7 @@ class Following:
         namespace: Namespace,
         cache: PageCache,
         backings: Backings,
+        answers: Answers,
         dirty: DirtyEntries,
         window: Window,
         room: RoomAhead,
@@ -74,6 +76,7 @@ class Following:
         self._namespace = namespace
         self._cache = cache
         self._backings = backings
+        self._answers = answers
         self._dirty = dirty
         self._window = window
         self._room = room
@@ -196,6 +199,7 @@ class Following:
         except LuxError:
             self.schedule.skip(place)  # the directory is gone
             return
+        self._answers.opened_soon(directory, name, entry)
         obj = self._cache.acquire(key, entry.version, entry.size)
         wanted_bytes = min(entry.size, self.schedule.window_bytes)
         if not self._cache.keeps(obj):

@@ -23,6 +23,7 @@ from luxfuse.orders.schedule import Following
 from luxfuse.orders.window import Window
 from luxfuse.shares import shares
 from luxfuse.understore.retrying import Store
+from luxfuse.vfs.answers import Answers
 from luxfuse.vfs.backings import Backings
 from luxfuse.vfs.dirty import DirtyEntries
 from luxfuse.vfs.namespace import Namespace
@@ -55,6 +56,7 @@ class Schedules:
         namespace: Namespace,
         cache: PageCache,
         backings: Backings,
+        answers: Answers,
         dirty: DirtyEntries,
         store: Store,
         nursery: trio.Nursery,
@@ -69,6 +71,7 @@ class Schedules:
             namespace=namespace,
             cache=cache,
             backings=backings,
+            answers=answers,
             dirty=dirty,
             window=Window(cache, store, gives_way=False),  # readers wait for what it fetches
             room=room,

@@ -4,9 +4,9 @@ What is offered here is taken back by `index.names.Names` before a name changes 
 and by `News`, `Belief` and `AttributeEvidence`, which change what is believed of names. While the writer thread changes
 names of a directory none of them is offered: nobody here knows at which moment they are others.
 
-A name is offered when it was asked for, and a directory when a name in it has changed, as its attributes are asked for
-then. Names after it are offered along with one that was asked for, ever more of them while a directory is asked for name by
-name: an offer costs 10 us, an answer here 250 us.
+A name is offered when it was asked for, or a program has told that it opens it, and a directory when a name in it has
+changed, as its attributes are asked for then. Names after it are offered along with one that was asked for, ever more
+of them while a directory is asked for name by name: an offer costs 10 us, an answer here 250 us.
 
 A directory of which all names are known is offered once a name was missed there, for the first half of the time that this
 is believed: look-ups here, in the second half, have it listed ahead (`Missing.knows`).
@@ -66,6 +66,11 @@ class Answers:
         for after, other in self._namespace.after(parent, name, count) if count else ():
             if not self._kernel.knows(parent, after) and not self._offer(parent, after, other, ahead=True):
                 break
+
+    def opened_soon(self, parent: int, name: bytes, entry: Entry) -> None:
+        """A program has told that it will open the name: it will be looked up before."""
+        if self._kernel.answers and not self._descriptions.asks_ahead(parent) and not self._kernel.knows(parent, name):
+            self._offer(parent, name, entry, ahead=True)
 
     def asked(self, inode: int, parent: int, name: bytes) -> None:
         """The attributes of an inode, which has this name, had to be told here."""

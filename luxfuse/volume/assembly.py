@@ -90,6 +90,7 @@ def build_tree(
             dirty=reading.dirty,
         )
 
+    file_system = _file_system(reading, writing, changing, kernel)
     return VolumeParts(
         store,
         local.index,
@@ -103,7 +104,7 @@ def build_tree(
         reading.namespace,
         reading.ahead,
         reading.files,
-        _file_system(reading, writing, changing, kernel),
+        file_system,
         local.journal,
         local.staging,
         reading.dirty,
@@ -122,6 +123,7 @@ def build_tree(
             namespace=reading.namespace,
             cache=reading.cache,
             backings=reading.files.backings,
+            answers=file_system.answers,
             dirty=reading.dirty,
             store=store,
             nursery=opened.nursery,

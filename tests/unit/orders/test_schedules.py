@@ -60,6 +60,18 @@ async def test_files_are_there_before_they_are_opened_and_their_opens_cost_nothi
     assert m.schedules.bytes == 60 * 64 * KIB
 
 
+async def test_lanes_answer_the_look_ups_of_names_that_were_told(tmp_path: Path) -> None:
+    store = tree()
+    async with mounted(tmp_path, store, attributes="listing") as m:
+        for directory in ("d0", "d1", "d2"):  # names that are just being recorded are not offered
+            await m.entries(directory)
+        await m.index.flush()
+        job = m.schedules.begin(1, None)
+        job.tell(["d1/f001", "d1/f004", "d2/f002", "d2", "d0/none"], None)
+        await until(lambda: job.files == 3)
+        assert {name for _, name in m.kernel.offered if name.startswith(b"f")} == {b"f001", b"f004", b"f002"}
+
+
 async def test_the_first_files_are_not_kept_waiting_by_the_rest(tmp_path: Path) -> None:
     """A reader waits for the first ones: few are looked up together, and many once some are ahead."""
     store = tree(500, KIB)
