@@ -249,9 +249,12 @@ class Service:
         if inside:
             mountpoint = self._running.settings.mountpoint
             root = f"{mountpoint}/{place}".rstrip("/")
+            source = parts.manifests.source.rstrip("/")
+            if "://" not in source:  # as `index export` takes no plain path for a source
+                source = f"file://{source}"
             raise PathsRefused(
                 f"{mountpoint}/{path}: a manifest has all names of an under-store; give {root}, or export and mount "
-                f"{parts.manifests.source.rstrip('/')}/{inside}"
+                f"{source}/{inside}"
             )
         return parts.manifests
 

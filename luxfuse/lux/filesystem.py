@@ -29,6 +29,12 @@ _FORM = "write lux://PROTOCOL/BUCKET/KEY, such as lux://s3/bucket/key"
 _OWN = frozenset({"use_mount", "asynchronous", "loop", "batch_size", "skip_instance_cache"})
 _OF_ALL = frozenset({"client", "fs", "listings_expiry_time", "max_paths", "session", "use_listings_cache"})
 """Options of drivers in a program, beside those that the settings of a mount can have."""
+_POPPED: Mapping[str, frozenset[str]] = {
+    "sftp": frozenset({"host_key_policy", "temppath"}), "ssh": frozenset({"host_key_policy", "temppath"}),
+    "smb": frozenset({"temppath"}),
+    "http": frozenset({"data", "json", "params"}), "https": frozenset({"data", "json", "params"}),
+}  # fmt: skip
+"""By protocol: those that its driver takes out of the others, so that no signature tells."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +80,8 @@ class LuxFileSystem(AbstractFileSystem):  # type: ignore[misc]
             raise ValueError(f"lux://{protocol}/: unknown protocol {protocol!r}{hint}; {_FORM}") from None
         url = f"{protocol}://"
         try:
-            refuse_unknown(url, family_of(url) or "", self._options, _OWN | _OF_ALL, protocol)
+            ours = _OWN | _OF_ALL | _POPPED.get(protocol, frozenset())
+            refuse_unknown(url, family_of(url) or "", self._options, ours, protocol)
         except ConfigError as exc:
             raise ValueError(str(exc)) from None
 
@@ -97,6 +104,11 @@ class LuxFileSystem(AbstractFileSystem):  # type: ignore[misc]
             except OSError as exc:
                 held.name(exc)
                 raise
+
+    def exists(self, path: str, **kwargs: Any) -> bool:
+        """As of `AbstractFileSystem`, but an option that no driver knows is no answer. Raises ValueError."""
+        with self._at(path):
+            return bool(super().exists(path, **kwargs))
 
     def _do(self, path: str, call: Callable[[Any, str], T]) -> T:
         """Call it on what has a path; see `_do_at`."""

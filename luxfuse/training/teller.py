@@ -178,6 +178,11 @@ class Teller(Generic[S]):
             self._complained = True
             log.warning("files are not fetched ahead: %s", " ".join(why.split()))
 
+    @staticmethod
+    def failed() -> None:
+        """Log the exception that is being handled, of the code that says what comes next: nothing more is told."""
+        log.warning("files are not fetched ahead any more", exc_info=True)
+
     def _give_up(self) -> None:
         self._told = 0
         steps, self._steps = self._steps, None

@@ -73,8 +73,8 @@ def _keep_telling(teller: Teller[int], over: threading.Event) -> None:
     try:
         while not over.wait(TELL_S) and not teller.done:
             teller.pump()
-    except Exception as exc:  # noqa: BLE001 (of a wrong order, say: the block itself goes on)
-        teller.complain(f"{type(exc).__name__}: {exc}")
+    except Exception:  # noqa: BLE001 (of what gives the paths, say: it is logged, and the block itself goes on)
+        teller.failed()
 
 
 def files_of(paths: PathsOf) -> Callable[[int], Sequence[Path]]:
@@ -90,10 +90,10 @@ def files_of(paths: PathsOf) -> Callable[[int], Sequence[Path]]:
         def numbered(number: int) -> Sequence[Path]:
             try:
                 return (known[number],)
-            except (IndexError, KeyError):
-                raise IndexError(f"paths: there are {len(known)}, none of them for sample {shown(number)}") from None
-            except TypeError:
-                raise TypeError(f"paths: {shown(number)} is no number of a sample") from None
+            except (IndexError, KeyError) as exc:
+                raise IndexError(f"paths: there are {len(known)}, none of them for sample {shown(number)}") from exc
+            except TypeError as exc:
+                raise TypeError(f"paths: {shown(number)} is no number of a sample") from exc
 
         return numbered
     given = paths

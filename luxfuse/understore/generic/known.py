@@ -31,7 +31,9 @@ _BY_NAME: dict[str, frozenset[str]] = {
         "authority", "managed_identity_client_id", "workload_identity_client_id", "exclude_environment_credential",
         "exclude_managed_identity_credential", "exclude_cli_credential", "exclude_workload_identity_credential",
         "exclude_developer_cli_credential", "exclude_powershell_credential", "exclude_shared_token_cache_credential",
-        "exclude_visual_studio_code_credential", "exclude_interactive_browser_credential",
+        "exclude_visual_studio_code_credential", "exclude_interactive_browser_credential", "process_timeout",
+        "require_envvar", "shared_cache_username", "shared_cache_tenant_id", "visual_studio_code_tenant_id",
+        "workload_identity_tenant_id",
     }),
 }  # fmt: skip
 """By family: the arguments of a class that has no signature to read."""

@@ -34,7 +34,7 @@ def made_by_hand() -> dict[str, dict[str, str]]:
     found = {}
     for command in re.findall(r"kubectl create secret generic (.*)", comments.replace("\\\n", "")):
         name, *options = shlex.split(command)
-        found[name] = {option.split("=")[1]: "change-me" for option in options}
+        found[name] = {option.split("=")[1]: "change-me" for option in options if option.startswith("--from-")}
     return found
 
 
@@ -93,7 +93,7 @@ def test_the_job_runs_an_example_with_arguments_that_it_knows() -> None:
     [config] = [
         volume["configMap"]["name"] for volume in pod["volumes"] if volume["name"] == places[str(Path(program).parent)]
     ]
-    made = f"kubectl create configmap {config} --from-file=examples/training/{Path(program).name}\n"
+    made = f"kubectl create configmap {config} --from-file=examples/training/{Path(program).name} -n default\n"
     assert made in (EXAMPLES / "kubernetes/training.yaml").read_text()
     assert made in (EXAMPLES.parent / "luxfuse/docs/KUBERNETES.md").read_text()
     source = (EXAMPLES / "training" / Path(program).name).read_text()

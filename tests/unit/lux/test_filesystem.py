@@ -111,6 +111,24 @@ def test_an_option_that_the_driver_does_not_know_is_refused_with_the_nearest_one
 
 
 @pytest.mark.parametrize(
+    ("protocol", "options"),
+    [
+        ("sftp", {"host_key_policy": "reject", "temppath": "/tmp"}), ("https", {"params": {"token": "x"}}),
+        ("az", {"workload_identity_tenant_id": "t", "process_timeout": 1, "require_envvar": True}),
+    ],
+)  # fmt: skip
+def test_options_that_a_driver_takes_though_no_signature_says_so(protocol: str, options: dict[str, object]) -> None:
+    pytest.importorskip({"sftp": "paramiko", "https": "aiohttp", "az": "adlfs"}[protocol])
+    LuxFileSystem(**options)._check(protocol)
+
+
+def test_a_wrong_option_is_not_taken_for_a_file_that_is_missing() -> None:
+    with pytest.raises(ValueError, match="storage option endpoint"):
+        LuxFileSystem(endpoint="http://x").exists("lux://s3/bucket/x")
+    assert not LuxFileSystem().exists("lux://memory/none")
+
+
+@pytest.mark.parametrize(
     ("url", "place"),
     [
         ("s3://bucket/a/b/", ("s3", "bucket/a/b")), ("s3a://bucket", ("s3", "bucket")), ("gcs://b/x", ("gs", "b/x")),

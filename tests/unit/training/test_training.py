@@ -256,9 +256,10 @@ def test_an_order_that_fails_later_is_told_in_the_log(
     with told(paths(2000), [*range(2000), 7000]):
         _until(lambda: caplog.records)
     (record,) = caplog.records
-    assert record.getMessage() == (
-        "files are not fetched ahead: IndexError: paths: there are 2000, none of them for sample 7000"
-    )
+    assert record.getMessage() == "files are not fetched ahead any more"
+    assert record.exc_info is not None
+    assert str(record.exc_info[1]) == "paths: there are 2000, none of them for sample 7000"
+    assert isinstance(record.exc_info[1], IndexError)
     assert daemon.ended == 1
     caplog.clear()
 
