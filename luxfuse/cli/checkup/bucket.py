@@ -11,6 +11,7 @@ from luxfuse.cli.checkup.findings import Finding, fail, ok, warn
 from luxfuse.core.units import format_count
 from luxfuse.errors import (
     AccessDenied,
+    Archived,
     BucketMissing,
     LuxError,
     NotFound,
@@ -68,10 +69,19 @@ class _Look:
         self._waiting += reversed(below[:DIRECTORIES])
 
     def below(self) -> None:
-        """Look in the directories that were seen, and those in them, until there is one. Raises `LuxError`."""
+        """Look in the directories that were seen, and those in them, until there is one. Raises `LuxError`.
+
+        One that may not be listed, as lost+found, tells nothing of the others: it is told of if there is none in those.
+        """
+        closed: AccessDenied | None = None
         for _ in range(DIRECTORIES):
             if self.found is None and self._waiting:
-                self.into(self._waiting.pop())
+                try:
+                    self.into(self._waiting.pop())
+                except AccessDenied as exc:
+                    closed = closed or exc
+        if self.found is None and closed is not None:
+            raise closed
 
 
 class Permissions:
@@ -138,11 +148,18 @@ class Permissions:
         if found is None:
             return ok("get", f"not tried: no object with content was found among {format_count(look.names, 'name')}")
 
-        def read() -> None:
-            with suppress(NotFound, VersionChanged):  # somebody changes it just now: it was looked at all the same
-                self._store.read(found.key, 0, 1, found.version)
+        read_text = "a byte of an object was read"
 
-        return self._attempt("get", read) or ok("get", "allowed (a byte of an object was read)")
+        def read() -> None:
+            nonlocal read_text
+            try:
+                self._store.read(found.key, 0, 1, found.version)
+            except (NotFound, VersionChanged):  # somebody changes it just now: it was looked at all the same
+                read_text = "an object was asked for that is just being changed"
+            except Archived:
+                read_text = "an object was asked for that is in an archive, and has to be restored before it is read"
+
+        return self._attempt("get", read) or ok("get", f"allowed ({read_text})")
 
     def _write(self) -> Iterator[Finding]:
         key = self._key

@@ -21,7 +21,7 @@ from luxfuse.cli.checkup.bucket import check_permissions
 from luxfuse.cli.checkup.findings import STATES, Finding, fail, ok
 from luxfuse.cli.doctor import check_credentials
 from luxfuse.configuration import building
-from luxfuse.errors import AccessDenied, BucketMissing, StoreError, StoreRejected, StoreUnavailable
+from luxfuse.errors import AccessDenied, Archived, BucketMissing, StoreError, StoreRejected, StoreUnavailable
 from luxfuse.types import ABSENT, ListPage
 from luxfuse.understore.endpoints import Endpoint, endpoint_of
 from tests.support import fast_s3
@@ -239,6 +239,28 @@ def test_a_directory_that_is_closed_is_told() -> None:
     store.place("d/a", b"1")
     found = states(check_permissions(store, "s3://b", read_only=True))
     assert found == {"list": "ok", "get": "warn", "put": "ok"}
+
+
+def test_behind_a_directory_that_is_closed_others_are_looked_at() -> None:
+    class Closed(InPages):
+        def list_directory(self, prefix: str) -> Iterator[ListPage]:
+            if prefix == "closed/":
+                raise AccessDenied("403 Forbidden")
+            return super().list_directory(prefix)
+
+    store = Closed()
+    store.place("closed/a", b"1")
+    store.place("open/a", b"1")
+    assert states(check_permissions(store, "s3://b", read_only=True)) == {"list": "ok", "get": "ok", "put": "ok"}
+
+
+def test_an_object_in_an_archive_is_no_fault_of_the_permissions() -> None:
+    store = FakeStore()
+    store.place("a", b"1")
+    store.fail_next(1, lambda: Archived("the object is in an archive"), "get")
+    found = {finding.name: finding for finding in check_permissions(store, "s3://b", read_only=True)}
+    assert found["get"].state == "ok"
+    assert "in an archive" in found["get"].text
 
 
 @pytest.mark.parametrize(
