@@ -110,10 +110,15 @@ class Profile:
     def is_waited_for(self, seconds: float) -> bool:
         """Whether programs waited for the mount in a part of the ``seconds`` that is worth a change.
 
-        By the busiest process, or by the mean of those that were there at once: a shell may have begun them one by one.
+        By the busiest process, or by the mean of those that waited and were there at once: a shell may have begun them
+        one by one, beside others that only look now and then. What was dropped is taken to be like what was seen.
         """
-        at_once = sum(process.ended_s - process.began_s for process in self._processes.values()) / seconds if seconds else 0
-        return max(self.busiest_s, self.total_s / max(1.0, at_once)) >= MUCH * seconds
+        much = MUCH * self.requests / (self.requests + self.dropped) if self.requests else MUCH
+        spans = [(each.seconds, each.ended_s - each.began_s) for each in self._processes.values()]
+        waiting = [(waited_s, span_s) for waited_s, span_s in spans if waited_s >= much * span_s]
+        at_once = sum(span_s for _, span_s in waiting) / seconds if seconds else 0
+        mean_s = sum(waited_s for waited_s, _ in waiting) / max(1.0, at_once)
+        return max(self.busiest_s, mean_s) >= much * seconds
 
     def share(self, cause: str) -> float:
         """Return the part of the time that went to a cause."""

@@ -23,8 +23,9 @@ def status(*, evicted: int = 0, fetched: int = 0, passthrough: bool = True) -> d
     return document
 
 
-def advice(events: list[dict[str, Any]], *, after: dict[str, Any] | None = None) -> str:
+def advice(events: list[dict[str, Any]], *, after: dict[str, Any] | None = None, dropped: int = 0) -> str:
     profile = Profile()
+    profile.dropped = dropped
     for each in events:
         profile.add(each)
     return "\n".join(profile.advice(status(), after or status(), 10.0))
@@ -124,8 +125,9 @@ def test_advice() -> None:
     assert "reads are copied to the kernel (not root): mount as root" in advice(copied, after=status(passthrough=False))
     assert "reads are copied" not in advice(copied)
     assert "100% of the time the cache disk is waited for" in advice(copied)
-    small = [event("read", sources={"memory": 4096}, bytes=4096, took_s=2e-3) for _ in range(2000)]
-    assert "reads are of 4.0 KiB in the mean" in advice(small)
+    small = [event("read", sources={"memory": 4096}, bytes=4096, took_s=1e-5) for _ in range(2000)]
+    assert "reads are of 4.0 KiB in the mean" in advice(small, dropped=400_000)
+    assert "the mount is not what is waited for" in advice(small, dropped=100_000)
     assert "90% of the time requests wait for the daemon to look at them" in advice([event(took_s=0.5, queued_s=4.5)])
     assert "closes wait for uploads: --write-mode async-through" in advice(
         [event("flush", took_s=4.0, waited={UPLOAD: 1.0})]
@@ -147,3 +149,5 @@ def test_a_job_that_hardly_waits_is_told_to_change_nothing() -> None:
     assert "the first read of data" in advice([*eight, event(sources={"store": 9}, took_s=1.5, pid=3, time=5)])
     shell = [event(sources={"store": 9}, took_s=0.1, pid=pid, time=pid / 10) for pid in range(50)]
     assert "the first read of data" in advice(shell), "one process after the other"
+    idle = [event("getattr", took_s=1e-4, pid=pid, time=n * 9.9) for pid in range(100, 105) for n in range(2)]
+    assert "the first read of data" in advice([*shell[:40], *idle]), "beside others that look now and then"
