@@ -42,7 +42,8 @@ class Schedule:
 
     def __init__(self, window_bytes: int, window_files: int = MOST_AHEAD) -> None:
         self.window_bytes, self.window_files = window_bytes, window_files
-        """How much may be ahead, and as much behind. Both may be changed; what is ahead already stays."""
+        """How much may be ahead, and as many bytes behind. So few files only where the program tells its position: else
+        those that its readers skip would fill all places for good. May be changed; what is ahead already stays."""
         self._names: deque[str] = deque()
         self.told = self.position = 0
         """Names so far, and the first place that the reader has not passed."""
@@ -73,13 +74,17 @@ class Schedule:
     def is_full_for(self, place: int) -> bool:
         """Whether a name that was taken has to wait: names are taken before their sizes are known."""
         if place >= self.position:
-            full = self.ahead_bytes >= self.window_bytes or self._kept_ahead >= self.window_files
+            full = self.ahead_bytes >= self.window_bytes or self._kept_ahead >= self._most_ahead
             return full and bool(self._ahead)
         return self._is_awaited(place) and self._is_full_behind
 
     @property
     def _is_full_behind(self) -> bool:
-        return self._behind_bytes >= self.window_bytes or len(self._behind) >= self.window_files
+        return self._behind_bytes >= self.window_bytes or len(self._behind) >= MOST_AHEAD
+
+    @property
+    def _most_ahead(self) -> int:
+        return self.window_files if self._handed else MOST_AHEAD
 
     def _is_awaited(self, place: int) -> bool:
         """Whether a place that the reader has passed was handed out, so lately that it may be opened yet."""
@@ -103,13 +108,12 @@ class Schedule:
             return []
         if self._taken < self.position:
             self._pop(self.position - MOST_AHEAD - self._taken)  # they have been opened by now
-            fitting = min(
-                self.window_files - len(self._behind), (self.window_bytes - self._behind_bytes) // self._mean_bytes
-            )
+            fitting = min(MOST_AHEAD - len(self._behind), (self.window_bytes - self._behind_bytes) // self._mean_bytes)
             return self._pop(min(most, self.position - self._taken, max(1, fitting)))
         free_bytes = self.window_bytes - self.ahead_bytes
-        free, places = self.window_files - self._kept_ahead, MOST_AHEAD - len(self._ahead)
-        full = free_bytes < REFILL * self.window_bytes or free < REFILL * self.window_files or places < REFILL * MOST_AHEAD
+        most_ahead = self._most_ahead
+        free, places = most_ahead - self._kept_ahead, MOST_AHEAD - len(self._ahead)
+        full = free_bytes < REFILL * self.window_bytes or free < REFILL * most_ahead or places < REFILL * MOST_AHEAD
         if self._ahead and full:
             return []
         return self._pop(min(most, free, places, max(1, free_bytes // self._mean_bytes)))
@@ -185,7 +189,7 @@ class Schedule:
         self._missed += 1
         if self._missed < MISSED:
             return False
-        while self._behind_bytes > self.window_bytes // 2 or len(self._behind) > self.window_files // 2:
+        while self._behind_bytes > self.window_bytes // 2 or len(self._behind) > MOST_AHEAD // 2:
             self.drop(next(iter(self._behind)))
         most = self.window_bytes // 2 // self._mean_bytes
         self._pop(self.position - self._taken - most)  # the oldest are behind the readers
@@ -222,7 +226,7 @@ class Schedule:
         """Give up what is behind for too long."""
         while self._behind:
             oldest = next(iter(self._behind))
-            over = self._behind_bytes > self.window_bytes or len(self._behind) > self.window_files
+            over = self._behind_bytes > self.window_bytes or len(self._behind) > MOST_AHEAD
             if self._is_awaited(oldest) or not (self._handed or over):
                 return
             self.drop(oldest)

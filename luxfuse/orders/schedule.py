@@ -40,7 +40,7 @@ from luxfuse.vfs.namespace import Namespace
 log = logging.getLogger(__name__)
 
 BATCH, FIRST = 256, 32
-"""So many names are looked up together; fewer while nothing is ahead, as a reader waits for the first of them."""
+"""So many names are looked up together; fewer while none was brought, as a reader waits for the first of them."""
 MOST_DIRECTORIES = 4096
 IDLE_AFTER_S = 1.0
 AWAY_S = 1.0
@@ -150,7 +150,7 @@ class Following:
         try:
             with self._scope:
                 while True:
-                    if taken := self.schedule.take(BATCH if self.schedule.ahead_files else FIRST):
+                    if taken := self.schedule.take(BATCH if self.schedule.kept else FIRST):
                         await self._bring(taken)
                     else:
                         await self._wait()
@@ -180,7 +180,7 @@ class Following:
                 await self._fetch_together()
                 await self._wait()
             if place in found:
-                await self._begin(place, *found[place])
+                await self._begin(place, *found[place][:2])
             else:
                 self.failed += 1
                 self.schedule.skip(place)
@@ -188,18 +188,20 @@ class Following:
         if not found and not self._namespace.can_ask:
             await trio.sleep(AWAY_S)
 
-    async def _begin(self, place: int, directory: int, name: bytes, entry: Entry) -> None:
+    async def _begin(self, place: int, directory: int, name: bytes) -> None:
         """Begin to fetch what is missing of a file, and keep it from now on."""
-        dirty = self._dirty.get(entry.inode)
-        if entry.kind is not Kind.FILE or entry.size == 0 or (dirty is not None and dirty.source is not None):
-            self.schedule.skip(place)  # it is written to here, so its content is here
+        entry = self._namespace.peek(directory, name)  # it may be another one since it was found, or gone
+        dirty = None if entry is None else self._dirty.get(entry.inode)
+        written = dirty is not None and dirty.source is not None  # here, so its content is here
+        if entry is None or entry.kind is not Kind.FILE or entry.size == 0 or written:
+            self.schedule.skip(place)
             return
         try:
             key = self._namespace.places.key(directory, name, Kind.FILE)
         except LuxError:
             self.schedule.skip(place)  # the directory is gone
             return
-        self._answers.opened_soon(directory, name, entry)
+        self._answers.opened_soon(directory, name)
         obj = self._cache.acquire(key, entry.version, entry.size)
         wanted_bytes = min(entry.size, self.schedule.window_bytes)
         if not self._cache.keeps(obj):

@@ -34,7 +34,7 @@ AT_ONCE = 64
 PART = 4
 """The windows together are one part in so many of what the cache can hold, and of the files that the kernel may have. As
 much again may be kept for readers side by side, so half of both is left to what has proved to be worth keeping."""
-MOST_BYTES = 1 << 30
+MOST_BYTES, LEAST_FILES = 1 << 30, 64
 ROOM_PART, ROOM_BYTES = 8, 32 << 20
 """Room is made ahead for one part in so many of the windows, and for so much at most."""
 LOOK_S, LOOK_IDLE_S = 0.02, 0.2
@@ -152,7 +152,7 @@ class Schedules:
         """Return the bytes and files that one window may have: what is ahead stays registered until it is opened."""
         share = self._windows_bytes // max(1, len(self._running))
         files = shares().registered // PART // max(1, len(self._running))
-        return max(1, share if asked_bytes is None else min(share, asked_bytes)), max(1, min(MOST_AHEAD, files))
+        return max(1, share if asked_bytes is None else min(share, asked_bytes)), max(LEAST_FILES, min(MOST_AHEAD, files))
 
     @property
     def _schedules(self) -> Iterable[Schedule]:

@@ -25,8 +25,8 @@ from luxfuse.vfs.kernel import Kernel
 from luxfuse.vfs.namespace import Namespace
 from luxfuse.vfs.will import BackingFact, Will
 
-RETIRE_TRIES, LOOKED_AT = 64, 8192
-"""So many open ones are tried for room, and so many looked at, those that are awaited included: at most half are."""
+RETIRE_TRIES, SPARED = 64, 256
+"""So many open ones are tried for room, and so many awaited ones are passed over before some of these are tried."""
 EXPECT_FROM = 4
 """Records are read together from so many on: each by itself passes the interpreter lock on."""
 
@@ -189,17 +189,17 @@ class Backings:
         """Whether one more inode can have a backing, after backings that are not open have made room for it."""
         if len(self._backings) < shares().registered:
             return True
-        tries = RETIRE_TRIES
-        for _ in range(min(LOOKED_AT, len(self._backings))):
+        tried, spared = 0, list[int]()
+        while tried < RETIRE_TRIES and len(spared) < SPARED and tried + len(spared) < len(self._backings):
             inode, backing = next(iter(self._backings.items()))
-            if backing.oid is None or not any(asked(backing.oid) for asked in self.awaited):
-                if self.retire_idle(inode):
-                    return True
-                tries -= 1
+            if backing.oid is not None and any(asked(backing.oid) for asked in self.awaited):
+                spared.append(inode)
+            elif self.retire_idle(inode):
+                return True
+            else:
+                tried += 1
             self._backings.move_to_end(inode)  # open, or about to be: look at others first
-            if not tries:
-                break
-        return False
+        return any(self.retire_idle(inode) for inode in spared[:RETIRE_TRIES])
 
     def _give(self, entry: Entry, fd: int, stamp_ns: int, *, notice: bool = False) -> bool:
         """Make ``fd`` the backing of an inode, by a descriptor that cannot write, so that writers can be counted."""

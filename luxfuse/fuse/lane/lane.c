@@ -241,12 +241,14 @@ int send_reply(uint64_t unique, int error, const void *payload, size_t size)
 	return writev(device_fd, iov, size ? 2 : 1) < 0 ? -errno : 0;
 }
 
-bool lane_answer_open(uint64_t ino, uint64_t unique, bool *passthrough)
+bool lane_answer_open(uint64_t ino, uint64_t unique, bool *passthrough, atomic_ullong *counter)
 {
 	struct open_reply reply = { MARK | MARK_FAST | ino, OPEN_NOFLUSH, 0 };
 	if (!table_open(ino, unique, &reply))
 		return false;
 	*passthrough = reply.backing_id != 0;
+	if (counter)
+		count_up(counter, 1); /* before the opener can ask for the sum */
 	if (send_reply(unique, 0, &reply, sizeof reply) < 0)
 		table_not_opened(ino, unique, false); /* the opener is gone, and no RELEASE will come */
 	estate_answered();
@@ -255,11 +257,8 @@ bool lane_answer_open(uint64_t ino, uint64_t unique, bool *passthrough)
 
 static bool answer_open(struct lane *lane, const struct fuse_in_header *in, const struct fuse_open_in *arg)
 {
-	if ((arg->flags & O_ACCMODE) != O_RDONLY || (arg->flags & O_TRUNC) ||
-	    !lane_answer_open(in->nodeid, in->unique, &lane->seen.passthrough))
-		return false;
-	count_up(&lane->opens, 1);
-	return true;
+	return (arg->flags & O_ACCMODE) == O_RDONLY && !(arg->flags & O_TRUNC) &&
+	       lane_answer_open(in->nodeid, in->unique, &lane->seen.passthrough, &lane->opens);
 }
 
 /* What to answer for an attribute that no file can have, 0 for others. Programs take EOPNOTSUPP for the whole mount's word,

@@ -207,7 +207,7 @@ void lanes_count(unsigned *run, unsigned *wait); /* lanes that run, and those of
 bool may_block(void);			    /* whether this lane may now wait for a disk; then `has_blocked` must follow */
 void has_blocked(void);
 int send_reply(uint64_t unique, int error, const void *payload, size_t size); /* 0, or a negative errno */
-bool lane_answer_open(uint64_t ino, uint64_t unique, bool *passthrough); /* one that only reads; false: not registered */
+bool lane_answer_open(uint64_t ino, uint64_t unique, bool *passthrough, atomic_ullong *counter); /* one that only reads; false: not registered */
 void count_up(atomic_ullong *counter, unsigned long long by);
 
 /* ------------------------------------------------------------------ trace.c */

@@ -145,7 +145,7 @@ static bool answer(const struct request *r)
 {
 	const struct fuse_in_header *in = header_of(r);
 	bool passthrough;
-	return lane_answer_open(in->nodeid, in->unique, &passthrough);
+	return lane_answer_open(in->nodeid, in->unique, &passthrough, NULL);
 }
 
 static void settle(struct request *r, bool registered)

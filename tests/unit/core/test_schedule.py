@@ -193,6 +193,7 @@ def test_nothing_is_unbounded() -> None:
 def test_a_window_has_no_more_files_than_it_may() -> None:
     schedule = told(100, window=1 << 40)
     schedule.window_files = 16
+    schedule.reach(0)
     assert bring(schedule, size=1) == list(range(16))
     assert schedule.is_full_for(16)
     schedule.opened(b"n0")
@@ -200,17 +201,25 @@ def test_a_window_has_no_more_files_than_it_may() -> None:
     schedule.opened(b"n1")
     assert bring(schedule, size=1) == [16, 17]
     schedule.reach(18)
-    assert bring(schedule, size=1) == [], "all are behind now"
+    assert bring(schedule, size=1) == list(range(18, 34)), "of those handed out there may be more"
+    assert len(schedule.kept) == 32
 
 
 def test_names_for_which_nothing_is_brought_take_no_room_of_files() -> None:
     """A reader that tells no position, and opens none of them, would never pass them."""
     schedule = told(100, window=1 << 40)
     schedule.window_files = 4
+    schedule.reach(0)
     while taken := schedule.take(256):
         for place, _ in taken:
             schedule.skip(place)
     assert schedule.room == MOST_NAMES, "all were taken"
+
+
+def test_readers_that_skip_files_do_not_stop_one_that_tells_no_position() -> None:
+    schedule = told(1000, window=1 << 40)
+    schedule.window_files = 4
+    assert len(bring(schedule, size=1)) == 1000
 
 
 def test_names_for_which_nothing_is_brought_do_not_race_ahead_of_the_reader() -> None:

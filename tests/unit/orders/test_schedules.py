@@ -72,6 +72,29 @@ async def test_lanes_answer_the_look_ups_of_names_that_were_told(tmp_path: Path)
         assert {name for _, name in m.kernel.offered if name.startswith(b"f")} == {b"f001", b"f004", b"f002"}
 
 
+async def test_a_name_that_is_gone_at_its_turn_is_neither_brought_nor_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A window may be full for long after names were looked up."""
+    store = tree()
+    async with mounted(tmp_path, store, attributes="listing") as m:
+        await m.entries("d1")
+        await m.index.flush()
+        job = m.schedules.begin(1, None)
+        find, peek = job._finder.find, m.namespace.peek
+
+        async def then_gone(taken: Sequence[tuple[int, str]]) -> dict[int, tuple[int, bytes, Entry]]:
+            found = await find(taken)
+            monkeypatch.setattr(m.namespace, "peek", lambda d, name: None if name == b"f004" else peek(d, name))
+            return found
+
+        job._finder.find = then_gone  # type: ignore[method-assign]
+        job.tell(["d1/f004", "d1/f001"], None)
+        await until(lambda: job.files == 1)
+        assert cached(m, "d1/f001", "d1/f004") == [True, False]
+        assert {name for _, name in m.kernel.offered if name.startswith(b"f")} == {b"f001"}
+
+
 async def test_the_first_files_are_not_kept_waiting_by_the_rest(tmp_path: Path) -> None:
     """A reader waits for the first ones: few are looked up together, and many once some are ahead."""
     store = tree(500, KIB)

@@ -250,6 +250,19 @@ async def test_a_file_that_is_about_to_be_opened_stays_with_the_kernel(
         assert m.kernel.is_registered(inode)
 
 
+async def test_where_all_are_about_to_be_opened_the_oldest_makes_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backings, "shares", lambda: shares_of(150)._replace(registered=3))
+    driver = store_of(**{f"k{number}": pages(1) for number in range(8)})
+    async with mounted(tmp_path, driver) as m:
+        m.files.backings.awaited.append(lambda _oid: True)
+        for number in range(8):
+            await m.kernel.release(m.fs, await m.open(f"k{number}"))
+        left = [m.files.backings.get(inode) for inode in m.kernel.table]
+        assert {backing.name for backing in left if backing is not None} == {b"k5", b"k6", b"k7"}
+
+
 @pytest.mark.parametrize("seed", range(6))
 async def test_no_interleaving_of_opens_breaks_the_kernels_rule(
     tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch
