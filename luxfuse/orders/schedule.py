@@ -201,7 +201,7 @@ class Following:
         except LuxError:
             self.schedule.skip(place)  # the directory is gone
             return
-        self._answers.opened_soon(directory, name)
+        self._answers.opened_soon(directory, name, entry)
         obj = self._cache.acquire(key, entry.version, entry.size)
         wanted_bytes = min(entry.size, self.schedule.window_bytes)
         if not self._cache.keeps(obj):

@@ -67,11 +67,9 @@ class Answers:
             if not self._kernel.knows(parent, after) and not self._offer(parent, after, other, ahead=True):
                 break
 
-    def opened_soon(self, parent: int, name: bytes) -> None:
-        """A program has told that it will open the name: it will be looked up before."""
-        if not self._kernel.answers or self._descriptions.asks_ahead(parent) or self._kernel.knows(parent, name):
-            return
-        if (entry := self._namespace.peek(parent, name)) is not None:
+    def opened_soon(self, parent: int, name: bytes, entry: Entry) -> None:
+        """A program has told that it will open the name, which has this entry now: it will be looked up before."""
+        if self._kernel.answers and not self._descriptions.asks_ahead(parent) and not self._kernel.knows(parent, name):
             self._offer(parent, name, entry, ahead=True)
 
     def asked(self, inode: int, parent: int, name: bytes) -> None:
